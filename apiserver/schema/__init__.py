@@ -1,0 +1,1 @@
+"""The OpenAI wire schema as msgspec structs, and its translation into engine requests."""

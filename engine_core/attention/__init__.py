@@ -1,0 +1,1 @@
+"""Attention over paged KV blocks: one protocol, one file per backend."""
