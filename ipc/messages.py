@@ -1,0 +1,187 @@
+"""What the processes say to each other over ZMQ. Tokens do not travel here: see `ipc.record` and `ipc.ring`.
+
+    worker  ── Generate, Abort, Announce ──►  broker  ── Generate, Abort, AbortWorker ──►  engine
+    worker  ◄── Rejected, EngineLost ───────  broker  ◄── EngineHello, Progress ────────  engine
+
+A request travels as three ZMQ frames: the envelope (fixed bytes, all that the broker reads), the body (MessagePack,
+`Generate` or another message), and for `Generate` the prompt (raw little-endian u32 token ids). The broker forwards body and
+prompt unopened.
+
+Every accepted Generate ends in exactly one finish or failure record on the worker's ring, or one Rejected or EngineLost
+message: never both, never none.
+"""
+
+import struct
+from enum import IntEnum
+from typing import NewType
+
+from msgspec import Struct
+
+PROTOCOL_VERSION = 1
+
+StreamId = NewType("StreamId", int)
+"""64 bits: worker slot (16), worker generation (16), number within the generation (32)."""
+
+
+def make_stream_id(slot: int, generation: int, number: int) -> StreamId:
+    return StreamId((slot & 0xFFFF) << 48 | (generation & 0xFFFF) << 32 | (number & 0xFFFFFFFF))
+
+
+def slot_of(stream_id: int) -> int:
+    return stream_id >> 48
+
+
+def generation_of(stream_id: int) -> int:
+    return stream_id >> 32 & 0xFFFF
+
+
+def number_of(stream_id: int) -> int:
+    return stream_id & 0xFFFFFFFF
+
+
+class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
+    """How the next tokens of one sequence are chosen. Already valid: the worker checked every bound.
+
+    Semantics are vLLM's: temperature below 1e-5 is greedy; top_k 0 is off; repetition_penalty sees prompt and output,
+    presence and frequency penalties see the output only; min_tokens masks eos and stop ids until reached.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False  # eos_token_ids of the model do not stop; stop_token_ids still do
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+class Generate(Struct, frozen=True, array_like=True, tag=1, kw_only=True):
+    """Compute one sequence. The prompt's token ids are the frame behind this one."""
+
+    stream_id: int
+    request_id: str  # the client's X-Request-Id, for logs
+    sampling: SamplingParams
+    block_hashes: bytes = b""  # 16 bytes per full block of the prompt, chained (ipc.block_hash); b"" if caching is off
+    is_streaming: bool = True  # False: the engine delivers all tokens once, at the end
+    priority: int = 0  # lower runs first, as in vLLM
+    deadline_s: float | None = None  # CLOCK_MONOTONIC; not started by then: failed without prefill
+
+
+class Abort(Struct, frozen=True, array_like=True, tag=2, kw_only=True):
+    """The worker no longer wants this stream. No record for it needs to follow."""
+
+    stream_id: int
+
+
+class Announce(Struct, frozen=True, array_like=True, tag=3, kw_only=True):
+    """A worker's first word to a (new) broker: who it is and which streams it has in flight."""
+
+    slot: int
+    generation: int
+    stream_ids: tuple[int, ...] = ()
+
+
+class Rejected(Struct, frozen=True, array_like=True, tag=4, kw_only=True):
+    """The broker refused a Generate: no engine saw it."""
+
+    stream_id: int
+    reason: str  # metric label: max_num_queued_reqs, max_num_queued_tokens, no_engine
+    retry_after_s: int
+
+
+class EngineLost(Struct, frozen=True, array_like=True, tag=5, kw_only=True):
+    """The engine that ran these streams died; they will produce nothing more."""
+
+    engine: int
+    stream_ids: tuple[int, ...]
+
+
+class EngineHello(Struct, frozen=True, array_like=True, tag=6, kw_only=True):
+    """An engine's first word to a (new) broker, and its answer to nothing: it can generate now."""
+
+    engine: int
+    generation: int
+    protocol_version: int
+    stream_ids: tuple[int, ...] = ()  # what it runs already, when the broker is the one that is new
+
+
+class Progress(Struct, frozen=True, array_like=True, tag=7, kw_only=True):
+    """What left the waiting queue and what ended since the last one: at most one a step, only when something did."""
+
+    engine: int
+    generation: int
+    started: tuple[int, ...] = ()
+    ended: tuple[int, ...] = ()
+
+
+class AbortWorker(Struct, frozen=True, array_like=True, tag=8, kw_only=True):
+    """Abort every stream of this worker slot that is older than `generation`."""
+
+    slot: int
+    generation: int
+
+
+Message = Generate | Abort | Announce | Rejected | EngineLost | EngineHello | Progress | AbortWorker
+
+
+class Kind(IntEnum):
+    """First byte of an envelope: which message the body holds. Equal to the message's tag."""
+
+    GENERATE = 1
+    ABORT = 2
+    ANNOUNCE = 3
+    REJECTED = 4
+    ENGINE_LOST = 5
+    ENGINE_HELLO = 6
+    PROGRESS = 7
+    ABORT_WORKER = 8
+
+
+_ENVELOPE = struct.Struct("<BBHiIIQQd")
+
+
+class Envelope(Struct, frozen=True):
+    """The routing frame in front of every body: 40 bytes, little endian.
+
+    offset  size  field              meaning
+         0     1  kind               Kind
+         1     1  version            PROTOCOL_VERSION
+         2     2  engine             engine index, or 0xFFFF: the broker chooses
+         4     4  priority           lower runs first
+         8     4  num_prompt_tokens
+        12     4  max_tokens
+        16     8  stream_id
+        24     8  prefix_key         equal for prompts that share their first blocks; 0: no affinity
+        32     8  deadline_s         CLOCK_MONOTONIC, 0.0: none
+    """
+
+    kind: int
+    stream_id: int = 0
+    num_prompt_tokens: int = 0
+    max_tokens: int = 0
+    prefix_key: int = 0
+    priority: int = 0
+    deadline_s: float = 0.0
+    engine: int = 0xFFFF
+
+    def pack(self) -> bytes:
+        return _ENVELOPE.pack(
+            self.kind, PROTOCOL_VERSION, self.engine, self.priority, self.num_prompt_tokens, self.max_tokens,
+            self.stream_id, self.prefix_key, self.deadline_s,
+        )  # fmt: skip
+
+    @classmethod
+    def unpack(cls, frame: bytes) -> "Envelope":
+        """Raises ValueError on another size or protocol version."""
+        if len(frame) != _ENVELOPE.size:
+            raise ValueError(f"envelope of {len(frame)} bytes, expected {_ENVELOPE.size}")
+        kind, version, engine, priority, num_prompt, max_tokens, stream_id, prefix_key, deadline_s = _ENVELOPE.unpack(frame)
+        if version != PROTOCOL_VERSION:
+            raise ValueError(f"envelope of protocol version {version}, this process speaks {PROTOCOL_VERSION}")
+        return cls(kind, stream_id, num_prompt, max_tokens, prefix_key, priority, deadline_s, engine)

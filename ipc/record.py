@@ -1,0 +1,139 @@
+"""What one engine step gives one worker: the payload of one ring record, little-endian 32-bit words throughout.
+
+word  field        meaning
+   0  num_tokens   entries of the token section
+   1  num_finishes entries of the finish section
+   2  num_bulks    entries of the bulk section
+   3  num_failures entries of the failure section
+   4… tokens       struct of arrays: num_tokens stream numbers, then num_tokens token ids
+   …  bulks        per entry: stream number, count, then count token ids: a non-streaming request, delivered once
+   …  finishes     FINISH_WORDS words per entry, see Finish
+   …  failures     per entry: stream number, code, byte length, then UTF-8 text padded with NUL to whole words
+
+A stream number is the low half of its StreamId; slot and generation are the ring's. A stream's tokens stand before its
+finish. Per stream the sections keep the order in which the engine produced; each stream has one token in the token section
+at most once per step, unless speculative decoding gave several, which then stand in order.
+"""
+
+from array import array
+from collections.abc import Iterable
+from enum import IntEnum
+
+from msgspec import Struct
+
+HEADER_WORDS = 4
+FINISH_WORDS = 10
+
+
+class FinishCode(IntEnum):
+    STOP = 0  # eos or a stop token id
+    LENGTH = 1  # max_tokens or the context is full
+    ABORT = 2
+
+
+class FailureCode(IntEnum):
+    INTERNAL = 0  # this request failed inside the engine
+    DEADLINE = 1  # not started by its deadline
+    TOO_LONG = 2  # can never fit the KV pool
+    OVERFLOW = 3  # the worker stopped reading; its streams were cut
+
+
+class Finish(Struct, frozen=True):
+    """The end of one stream and what it cost. Times are microseconds, saturated at 2**32 - 1."""
+
+    stream: int  # stream number
+    code: int  # FinishCode
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    stop_token_id: int  # the id that ended it, or NO_STOP_TOKEN
+    num_preemptions: int
+    queue_us: int  # received to first scheduled
+    prefill_us: int  # first scheduled to first token
+    decode_us: int  # first to last token
+
+
+NO_STOP_TOKEN = 0xFFFFFFFF
+
+
+class Failure(Struct, frozen=True):
+    stream: int
+    code: int  # FailureCode
+    message: str
+
+
+class StepRecord(Struct):
+    """A record taken apart; `tokens` pairs stand as two lists of equal length."""
+
+    streams: list[int]
+    tokens: list[int]
+    bulks: list[tuple[int, list[int]]]
+    finishes: list[Finish]
+    failures: list[Failure]
+
+
+def pack_record(
+    streams: Iterable[int] = (),
+    tokens: Iterable[int] = (),
+    *,
+    bulks: Iterable[tuple[int, Iterable[int]]] = (),
+    finishes: Iterable[Finish] = (),
+    failures: Iterable[Failure] = (),
+) -> bytes:
+    """The general packer, for any mix of sections. `streams` and `tokens` have equal length."""
+    words = array("I", (0, 0, 0, 0))
+    words.extend(streams)
+    num_tokens = len(words) - HEADER_WORDS
+    words.extend(tokens)
+    if len(words) - HEADER_WORDS != 2 * num_tokens:
+        raise ValueError(f"streams={num_tokens} tokens={len(words) - HEADER_WORDS - num_tokens} must be equal")
+    num_bulks = num_finishes = num_failures = 0
+    for stream, ids in bulks:
+        body = array("I", ids)
+        words.extend((stream, len(body)))
+        words.extend(body)
+        num_bulks += 1
+    for finish in finishes:
+        words.extend(
+            (
+                finish.stream, finish.code, finish.num_prompt_tokens, finish.num_cached_tokens,
+                finish.num_output_tokens, finish.stop_token_id, finish.num_preemptions,
+                min(finish.queue_us, 0xFFFFFFFF), min(finish.prefill_us, 0xFFFFFFFF), min(finish.decode_us, 0xFFFFFFFF),
+            )
+        )  # fmt: skip
+        num_finishes += 1
+    for failure in failures:
+        text = failure.message.encode()[:1024].decode(errors="ignore").encode()
+        words.extend((failure.stream, failure.code, len(text)))
+        words.frombytes(text.ljust(-len(text) % 4 + len(text), b"\0"))
+        num_failures += 1
+    words[0], words[1], words[2], words[3] = num_tokens, num_finishes, num_bulks, num_failures
+    return words.tobytes()
+
+
+def unpack_record(payload: bytes | memoryview) -> StepRecord:
+    """The general reader; the worker's drain reads the token section itself and comes here for the rest.
+
+    Raises ValueError when the sections do not add up to the payload.
+    """
+    view = memoryview(payload).cast("B")
+    words = view.cast("I").tolist()
+    num_tokens, num_finishes, num_bulks, num_failures = words[:HEADER_WORDS]
+    streams_end = HEADER_WORDS + num_tokens
+    at = streams_end + num_tokens
+    record = StepRecord(words[HEADER_WORDS:streams_end], words[streams_end:at], [], [], [])
+    for _ in range(num_bulks):
+        stream, count = words[at : at + 2]
+        record.bulks.append((stream, words[at + 2 : at + 2 + count]))
+        at += 2 + count
+    for _ in range(num_finishes):
+        record.finishes.append(Finish(*words[at : at + FINISH_WORDS]))
+        at += FINISH_WORDS
+    for _ in range(num_failures):
+        stream, code, length = words[at : at + 3]
+        at += 3
+        record.failures.append(Failure(stream, code, bytes(view[4 * at : 4 * at + length]).decode()))
+        at += (length + 3) // 4
+    if at != len(words):
+        raise ValueError(f"record of {len(words)} words, its sections make {at}")
+    return record
