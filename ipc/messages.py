@@ -181,7 +181,9 @@ class Envelope(Struct, frozen=True):
         """Raises ValueError on another size or protocol version."""
         if len(frame) != _ENVELOPE.size:
             raise ValueError(f"envelope of {len(frame)} bytes, expected {_ENVELOPE.size}")
-        kind, version, engine, priority, num_prompt, max_tokens, stream_id, prefix_key, deadline_s = _ENVELOPE.unpack(frame)
+        kind, version, engine, priority, num_prompt, max_tokens, stream_id, prefix_key, deadline_s = _ENVELOPE.unpack(
+            frame
+        )
         if version != PROTOCOL_VERSION:
             raise ValueError(f"envelope of protocol version {version}, this process speaks {PROTOCOL_VERSION}")
         return cls(kind, stream_id, num_prompt, max_tokens, prefix_key, priority, deadline_s, engine)

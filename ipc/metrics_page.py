@@ -1,0 +1,163 @@
+"""Metrics of one process in shared memory: one writer, readers anywhere, values survive the writer's death.
+
+offset   size    field      meaning
+     0      8    magic      b"TFMETR01"
+     8      8    described  bytes of the description area in use; stored last, publishes the lines before it
+    64  65472    lines      JSON lines, one per series: kind, name, help, labels, buckets, combine, first value slot
+ 65536      -    values     f64 slots: one per counter or gauge; per histogram one per bucket, then +Inf, then the sum
+
+The page describes itself, so that any process can read it without importing the role that writes it. Series are
+only ever appended: labels that turn up at run time become new lines. A counter bump is one load and one store of eight bytes.
+A process that takes over a page keeps its counters and histograms and clears its gauges.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from ipc.errors import IpcError, LayoutMismatch
+from ipc.segment import Segment
+
+MAGIC = b"TFMETR01"
+PAGE_BYTES = 1 << 19  # sparse: untouched pages cost nothing
+_LINES_AT = 64
+_VALUES_AT = 1 << 16
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Instrument(Struct, frozen=True):
+    """One metric family of a role. Counter names stand without `_total`, which the exposition appends."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    name: str
+    help: str
+    labels: Labels = ()  # constant labels, joined with those given at the use
+    buckets: tuple[float, ...] = ()  # upper bounds without +Inf, ascending; histograms only
+    combine: Literal["sum", "max"] = "sum"  # how gauges of several processes become one series
+
+
+class Series(Struct, frozen=True):
+    """One line of the description area."""
+
+    instrument: Instrument
+    labels: Labels  # all labels, sorted by name
+    slot: int
+
+    @property
+    def num_slots(self) -> int:
+        return len(self.instrument.buckets) + 2 if self.instrument.kind == "histogram" else 1
+
+
+class Counter:
+    def __init__(self, values: memoryview, slot: int) -> None:
+        self._values, self._slot = values, slot
+
+    def inc(self, amount: float = 1.0) -> None:
+        self._values[self._slot] += amount
+
+
+class Gauge:
+    def __init__(self, values: memoryview, slot: int) -> None:
+        self._values, self._slot = values, slot
+
+    def set(self, value: float) -> None:
+        self._values[self._slot] = value
+
+
+class Histogram:
+    def __init__(self, values: memoryview, slot: int, buckets: tuple[float, ...]) -> None:
+        self._values, self._slot, self._buckets = values, slot, buckets
+        self._sum_slot = slot + len(buckets) + 1
+
+    def observe(self, value: float) -> None:
+        self._values[self._slot + bisect_left(self._buckets, value)] += 1.0
+        self._values[self._sum_slot] += value
+
+    def observe_many(self, value: float, times: int) -> None:
+        self._values[self._slot + bisect_left(self._buckets, value)] += times
+        self._values[self._sum_slot] += value * times
+
+
+def create_metrics_segment(name: str) -> Segment:
+    segment = Segment.create(f"tokenfleet-metrics-{name}", PAGE_BYTES)
+    segment.view[:8] = MAGIC
+    return segment
+
+
+class MetricsWriter:
+    """The writing side. Look an instrument up once and keep the handle: the look-up is slow, the bump is not."""
+
+    def __init__(self, view: memoryview, instruments: Iterable[Instrument]) -> None:
+        self._view = view
+        self._values = view[_VALUES_AT:].cast("d")
+        self._families = {instrument.name: instrument for instrument in instruments}
+        self._series = {(s.instrument.name, s.labels): s for s in read_series(view)}
+        self._next_slot = max((s.slot + s.num_slots for s in self._series.values()), default=0)
+        for series in self._series.values():
+            if series.instrument.kind == "gauge":
+                self._values[series.slot] = 0.0
+
+    def counter(self, name: str, **labels: str) -> Counter:
+        return Counter(self._values, self._find("counter", name, labels).slot)
+
+    def gauge(self, name: str, **labels: str) -> Gauge:
+        return Gauge(self._values, self._find("gauge", name, labels).slot)
+
+    def histogram(self, name: str, **labels: str) -> Histogram:
+        series = self._find("histogram", name, labels)
+        return Histogram(self._values, series.slot, series.instrument.buckets)
+
+    def _find(self, kind: str, name: str, labels: dict[str, str]) -> Series:
+        instrument = self._families[name]
+        if instrument.kind != kind:
+            raise TypeError(f"{name} is a {instrument.kind}, not a {kind}")
+        all_labels = tuple(sorted({**dict(instrument.labels), **labels}.items()))
+        series = self._series.get((name, all_labels))
+        if series is None:
+            series = Series(instrument, all_labels, self._next_slot)
+            self._append(series)
+        return series
+
+    def _append(self, series: Series) -> None:
+        line = msgspec.json.encode(series) + b"\n"
+        used = int.from_bytes(self._view[8:16], "little")
+        start, end = _LINES_AT + used, _LINES_AT + used + len(line)
+        if end > _VALUES_AT or series.slot + series.num_slots > len(self._values):
+            raise IpcError(f"metrics page is full: described={used} slots={series.slot}")
+        self._view[start:end] = line
+        self._view[8:16].cast("Q")[0] = used + len(line)  # publishes the line; pairs with the load in read_series
+        self._series[series.instrument.name, series.labels] = series
+        self._next_slot = series.slot + series.num_slots
+
+
+_series_decoder = msgspec.json.Decoder(Series)
+
+
+def read_series(view: memoryview) -> list[Series]:
+    """Every series described so far. Raises LayoutMismatch."""
+    if bytes(view[:8]) != MAGIC:
+        raise LayoutMismatch(f"metrics page of layout {bytes(view[:8])!r}, this process speaks {MAGIC!r}")
+    described = int.from_bytes(view[8:16], "little")  # pairs with the store in MetricsWriter._append
+    return _series_decoder.decode_lines(view[_LINES_AT : _LINES_AT + described])
+
+
+class MetricsReader:
+    """One page as seen by an exporter; parses a description line once."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._values = view[_VALUES_AT:].cast("d")
+        self._described = b""
+        self._series: list[Series] = []
+
+    def read(self) -> list[tuple[Series, list[float]]]:
+        """Every series with its slots' values now."""
+        described = bytes(self._view[8:16])
+        if described != self._described:
+            self._series = read_series(self._view)
+            self._described = described
+        return [(s, self._values[s.slot : s.slot + s.num_slots].tolist()) for s in self._series]
