@@ -1,8 +1,8 @@
 """Chained hashes of KV blocks: equal hash means equal tokens at equal positions, all the way from the start.
 
-Computed by the worker for the prompt, so that the engine's prefix lookup is a dictionary hit per block, and by the engine
-for blocks that fill up while it generates. SHA-256 cut to 16 bytes: a collision would let one request read another's
-KV, so a fast non-cryptographic hash is not enough. The salt starts the chain and separates runs or tenants.
+Computed by the worker for the prompt, so that the engine's prefix lookup is a dictionary hit per block, and by the
+engine for blocks that fill up while it generates. SHA-256 cut to 16 bytes: a collision would let one request read
+another's KV, so a fast non-cryptographic hash is not enough. The salt starts the chain and separates runs or tenants.
 """
 
 from hashlib import sha256

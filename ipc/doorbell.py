@@ -1,9 +1,9 @@
 """An eventfd that wakes a worker's event loop: every engine rings it, one worker listens.
 
-No wake-up is lost. The engine publishes, then rings; the worker clears, then polls every ring until it is empty. A record
-published before the clear is found by the poll behind it; one published after the clear rings again. Both operations are
-system calls, so they also order the memory around them on every architecture. `tests/doorbell/doorbell.pml` is the same
-argument for SPIN.
+No wake-up is lost. The engine publishes, then rings; the worker clears, then polls every ring until it is empty. A
+record published before the clear is found by the poll behind it; one published after the clear rings again. Both
+operations are system calls, so they also order the memory around them on every architecture.
+`tests/doorbell/doorbell.pml` is the same argument for SPIN.
 """
 
 import os

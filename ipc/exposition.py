@@ -1,8 +1,8 @@
 """One /metrics for the whole fleet: every process's page, aggregated, in Prometheus text format 0.0.4.
 
-Any process may answer a scrape. Always 0.0.4, whatever the Accept header says: under OpenMetrics, prometheus_client 0.23 and
-later write `vllm_` for `vllm:` (client_python issue 1177), and dashboards go silently empty. One series per metric and label
-set over the fleet, because endpoint pickers read only the first series of a gauge.
+Any process may answer a scrape. Always 0.0.4, whatever the Accept header says: under OpenMetrics, prometheus_client
+0.23 and later write `vllm_` for `vllm:` (client_python issue 1177), and dashboards go silently empty. One series per
+metric and label set over the fleet, because endpoint pickers read only the first series of a gauge.
 """
 
 import time

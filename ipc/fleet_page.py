@@ -134,12 +134,9 @@ class FleetPage:
         words = view.cast("Q")
         self._words = words
         num_workers, num_engines = words[1], words[2]
-        cells = [
-            Cell(words[start : start + _CELL_WORDS])
-            for start in range(
-                _HEADER_BYTES // 8, (_HEADER_BYTES + _CELL_BYTES * (1 + num_engines + num_workers)) // 8, 16
-            )
-        ]
+        first = _HEADER_BYTES // 8
+        num_cells = 1 + num_engines + num_workers
+        cells = [Cell(words[first + n * _CELL_WORDS : first + (n + 1) * _CELL_WORDS]) for n in range(num_cells)]
         self.broker = cells[0]
         self.engines = cells[1 : 1 + num_engines]
         self.workers = cells[1 + num_engines :]

@@ -35,6 +35,7 @@ class BrokerHandles(Struct, frozen=True, kw_only=True):
     metrics_fd: int
     worker_endpoint: str
     engine_endpoint: str
+    tap_endpoint: str  # XPUB of everything routed, for `tokenfleet wiretap`
     num_engines: int
     max_num_seqs: int  # per engine
     max_num_queued_reqs: int

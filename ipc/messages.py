@@ -4,8 +4,8 @@
     worker  ◄── Rejected, EngineLost ───────  broker  ◄── EngineHello, Progress ────────  engine
 
 A request travels as three ZMQ frames: the envelope (fixed bytes, all that the broker reads), the body (MessagePack,
-`Generate` or another message), and for `Generate` the prompt (raw little-endian u32 token ids). The broker forwards body and
-prompt unopened.
+`Generate` or another message), and for `Generate` the prompt (raw little-endian u32 token ids). The broker forwards
+body and prompt unopened.
 
 Every accepted Generate ends in exactly one finish or failure record on the worker's ring, or one Rejected or EngineLost
 message: never both, never none.

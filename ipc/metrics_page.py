@@ -7,8 +7,8 @@ offset   size    field      meaning
  65536      -    values     f64 slots: one per counter or gauge; per histogram one per bucket, then +Inf, then the sum
 
 The page describes itself, so that any process can read it without importing the role that writes it. Series are
-only ever appended: labels that turn up at run time become new lines. A counter bump is one load and one store of eight bytes.
-A process that takes over a page keeps its counters and histograms and clears its gauges.
+only ever appended: labels that turn up at run time become new lines. A counter bump is one load and one store of eight
+bytes. A process that takes over a page keeps its counters and histograms and clears its gauges.
 """
 
 from bisect import bisect_left
@@ -53,7 +53,7 @@ class Series(Struct, frozen=True):
 
 
 class Counter:
-    def __init__(self, values: memoryview, slot: int) -> None:
+    def __init__(self, values: "memoryview[float]", slot: int) -> None:
         self._values, self._slot = values, slot
 
     def inc(self, amount: float = 1.0) -> None:
@@ -61,7 +61,7 @@ class Counter:
 
 
 class Gauge:
-    def __init__(self, values: memoryview, slot: int) -> None:
+    def __init__(self, values: "memoryview[float]", slot: int) -> None:
         self._values, self._slot = values, slot
 
     def set(self, value: float) -> None:
@@ -69,7 +69,7 @@ class Gauge:
 
 
 class Histogram:
-    def __init__(self, values: memoryview, slot: int, buckets: tuple[float, ...]) -> None:
+    def __init__(self, values: "memoryview[float]", slot: int, buckets: tuple[float, ...]) -> None:
         self._values, self._slot, self._buckets = values, slot, buckets
         self._sum_slot = slot + len(buckets) + 1
 
@@ -150,7 +150,7 @@ class MetricsReader:
 
     def __init__(self, view: memoryview) -> None:
         self._view = view
-        self._values = view[_VALUES_AT:].cast("d")
+        self._values: memoryview[float] = view[_VALUES_AT:].cast("d")
         self._described = b""
         self._series: list[Series] = []
 

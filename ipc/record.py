@@ -6,13 +6,14 @@ word  field        meaning
    2  num_bulks    entries of the bulk section
    3  num_failures entries of the failure section
    4… tokens       struct of arrays: num_tokens stream numbers, then num_tokens token ids
-   …  bulks        per entry: stream number, count, then count token ids: a non-streaming request, delivered once
+   …  bulks        per entry: stream number, count, then count token ids: a non-streaming request, delivered once;
+                   one too long for a record (RingWriter.max_payload_bytes) comes in pieces over several, in order
    …  finishes     FINISH_WORDS words per entry, see Finish
    …  failures     per entry: stream number, code, byte length, then UTF-8 text padded with NUL to whole words
 
 A stream number is the low half of its StreamId; slot and generation are the ring's. A stream's tokens stand before its
-finish. Per stream the sections keep the order in which the engine produced; each stream has one token in the token section
-at most once per step, unless speculative decoding gave several, which then stand in order.
+finish. Per stream the sections keep the order in which the engine produced; each stream has one token in the token
+section at most once per step, unless speculative decoding gave several, which then stand in order.
 """
 
 from array import array

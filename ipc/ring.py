@@ -8,8 +8,8 @@ offset  size  field       stored by  meaning
    136     8  generation  worker     generation of the worker that reads; 0: nobody yet
    192     -  records     engine     a cursor's place is cursor & (capacity - 1)
 
-A record starts at a multiple of 8 and never wraps; a padding record fills the end of the area when the next one does not
-fit there, and an end too short for a header is skipped by both sides.
+A record starts at a multiple of 8 and never wraps; a padding record fills the end of the area when the next one does
+not fit there, and an end too short for a header is skipped by both sides.
 
 offset  size  field       meaning
      0     4  length      payload bytes
@@ -21,9 +21,10 @@ offset  size  field       meaning
 
 Cursors only grow, each has one storing process and a cache line of its own (Aeron's log buffers and the LMAX Disruptor
 have this shape). The tail is stored last and publishes everything before it. CPython has no fences: on x86-64 the store
-order is the hardware's, elsewhere a reader may see the tail before the bytes; the position and the checksum tell, and the
-reader looks again. Either side may be killed at any instruction: an unfinished record was never published, an unfinished
-read is read again by nobody, since the next worker starts at the tail and drops what is for another generation.
+order is the hardware's, elsewhere a reader may see the tail before the bytes; the position and the checksum tell, and
+the reader looks again. Either side may be killed at any instruction: an unfinished record was never published, an
+unfinished read is read again by nobody, since the next worker starts at the tail and drops what is for another
+generation.
 """
 
 import struct

@@ -1,7 +1,7 @@
 """One piece of shared memory: an anonymous memfd, mapped. Created by the supervisor, inherited by descriptor.
 
-A memfd has no name in any file system: when the last process that holds it is gone, so is the memory. Nothing to unlink,
-nothing to clean up after `kill -9`.
+A memfd has no name in any file system: when the last process that holds it is gone, so is the memory. Nothing to
+unlink, nothing to clean up after `kill -9`.
 """
 
 import mmap

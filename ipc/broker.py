@@ -1,0 +1,279 @@
+"""The broker: a ROUTER towards the workers, a ROUTER towards the engines, admission and placement between them.
+
+It reads envelopes and never opens a body it forwards. Tokens do not pass through it: when it dies, running streams go on, and
+the supervisor starts another, to which workers and engines introduce themselves again (ipc.sockets).
+
+    a worker slot gets a new generation   its older streams are aborted in the engines
+    an engine dies or is replaced         the workers whose streams it ran get one EngineLost each
+    no engine is connected                Generate is answered with Rejected(no_engine)
+    this broker is new                    streams that a worker has and no engine knows are reported as lost
+
+Restart policy: always. Stop deadline: none, it owes nobody anything once the workers are gone.
+"""
+
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from types import FrameType
+
+import zmq
+
+from ipc.admission import Admission, Refusal
+from ipc.codec import decode_for_broker, encode
+from ipc.fleet_page import FleetPage, State
+from ipc.handles import BrokerHandles
+from ipc.messages import (
+    AbortWorker,
+    Announce,
+    EngineHello,
+    EngineLost,
+    Envelope,
+    Kind,
+    Message,
+    Progress,
+    Rejected,
+    slot_of,
+)
+from ipc.metrics_page import Instrument, MetricsWriter
+from ipc.segment import Segment
+
+TURN_MS = 50  # longest wait: heartbeat and look at the fleet page this often
+LOST_AFTER_S = 1.0  # engines have this long to claim the streams that workers announced to a new broker
+
+INSTRUMENTS = (
+    Instrument("counter", "vllm:admission_rejections", "Requests refused by admission, by bound."),
+    Instrument("gauge", "tokenfleet:broker_requests_in_flight", "Requests the broker has placed and not seen end."),
+    Instrument("gauge", "tokenfleet:broker_requests_waiting", "Requests placed that no engine has started."),
+    Instrument("gauge", "tokenfleet:broker_tokens_waiting", "Prompt tokens of those."),
+    Instrument("gauge", "tokenfleet:broker_engines", "Engines connected."),
+)
+
+
+def run(handles: BrokerHandles, model_name: str) -> None:
+    """Role entry. Returns after SIGTERM."""
+    broker = Broker(handles, model_name)
+    should_stop = False
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal should_stop
+        should_stop = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's business
+    while not should_stop:
+        broker.turn()
+    broker.close()
+
+
+class Broker:
+    """One turn at a time: wait for messages, route them, look at the fleet page, beat."""
+
+    def __init__(self, handles: BrokerHandles, model_name: str) -> None:
+        page = FleetPage(Segment.attach(handles.fleet_fd).view)
+        self._cell, self._engine_cells, self._worker_cells = page.broker, page.engines, page.workers
+        self._admission = Admission(
+            max_num_seqs=handles.max_num_seqs,
+            max_num_queued_reqs=handles.max_num_queued_reqs,
+            max_num_queued_tokens=handles.max_num_queued_tokens,
+        )
+        self._context = zmq.Context(io_threads=1)
+        self._workers = self._bind(handles.worker_endpoint)
+        self._engines = self._bind(handles.engine_endpoint)
+        self._tap = self._bind_tap(handles.tap_endpoint)
+        self._has_tap = False
+        self._poller = zmq.Poller()
+        for socket in (self._workers, self._engines, self._tap):
+            self._poller.register(socket, zmq.POLLIN)
+        self._identity_of_slot: dict[int, bytes] = {}
+        self._identity_of_engine: dict[int, bytes] = {}
+        self._generation_of_slot: dict[int, int] = {}
+        self._unclaimed: dict[int, float] = {}  # announced stream -> when it counts as lost
+        self._metrics = MetricsWriter(Segment.attach(handles.metrics_fd).view, INSTRUMENTS)
+        self._model_name = model_name
+        self._in_flight = self._metrics.gauge("tokenfleet:broker_requests_in_flight")
+        self._waiting = self._metrics.gauge("tokenfleet:broker_requests_waiting")
+        self._waiting_tokens = self._metrics.gauge("tokenfleet:broker_tokens_waiting")
+        self._num_engines = self._metrics.gauge("tokenfleet:broker_engines")
+        self._next_look_s = 0.0
+        self._cell.state = State.READY
+
+    def turn(self) -> None:
+        """One turn of the loop: at most TURN_MS when nothing arrives."""
+        for socket, _ in self._poller.poll(TURN_MS):
+            if socket is self._workers:
+                self._drain(self._workers, self._on_worker_frames)
+            elif socket is self._engines:
+                self._drain(self._engines, self._on_engine_frames)
+            else:
+                self._on_tap_subscription()
+        self._cell.beat()
+        now_s = time.monotonic()
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + TURN_MS / 1000
+            self._look_at_fleet()
+            self._report_lost(now_s)
+            self._publish_gauges()
+
+    def close(self) -> None:
+        for socket in (self._workers, self._engines, self._tap):
+            socket.close(linger=100)
+        self._context.term()
+
+    # ── sockets ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _bind(self, endpoint: str) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.bind(endpoint)
+        return socket
+
+    def _bind_tap(self, endpoint: str) -> "zmq.Socket[bytes]":
+        """A PUB of everything routed, for `tokenfleet wiretap`; costs one flag test while nobody listens."""
+        socket = self._context.socket(zmq.XPUB)
+        socket.setsockopt(zmq.SNDHWM, 10_000)
+        socket.bind(endpoint)
+        return socket
+
+    def _on_tap_subscription(self) -> None:
+        while True:
+            try:
+                self._has_tap = self._tap.recv(zmq.NOBLOCK)[:1] == b"\x01"
+            except zmq.Again:
+                return
+
+    def _drain(self, socket: "zmq.Socket[bytes]", handle: Callable[[list[bytes]], None]) -> None:
+        for _ in range(1024):  # then the other side and the heartbeat get their turn
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            handle(frames)
+
+    def _send_to_engine(self, index: int, frames: list[bytes]) -> None:
+        identity = self._identity_of_engine[index]
+        if self._has_tap:
+            self._tap.send_multipart([b">engine %d" % index, *frames])
+        self._engines.send_multipart([identity, *frames])
+
+    def _send_to_worker(self, slot: int, kind: Kind, message: Message) -> None:
+        identity = self._identity_of_slot.get(slot)
+        if identity is None:
+            return  # a worker that never introduced itself has no streams
+        frames = [Envelope(kind).pack(), encode(message)]
+        if self._has_tap:
+            self._tap.send_multipart([b">worker %d" % slot, *frames])
+        self._workers.send_multipart([identity, *frames])
+
+    # ── from the workers ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_worker_frames(self, frames: list[bytes]) -> None:
+        envelope = Envelope.unpack(frames[1])
+        if envelope.kind == Kind.GENERATE:
+            self._on_generate(frames, envelope)
+        elif envelope.kind == Kind.ABORT:
+            self._on_abort(frames, envelope)
+        elif envelope.kind == Kind.ANNOUNCE:
+            message = decode_for_broker(frames[2])
+            assert isinstance(message, Announce)
+            self._on_announce(frames[0], message)
+
+    def _on_generate(self, frames: list[bytes], envelope: Envelope) -> None:
+        slot = slot_of(envelope.stream_id)
+        self._identity_of_slot[slot] = frames[0]
+        placed = self._admission.place(
+            envelope.stream_id, envelope.num_prompt_tokens, envelope.max_tokens, envelope.prefix_key
+        )
+        if isinstance(placed, Refusal):
+            self._metrics.counter("vllm:admission_rejections", model_name=self._model_name, reason=placed.reason).inc()
+            rejected = Rejected(stream_id=envelope.stream_id, reason=placed.reason, retry_after_s=placed.retry_after_s)
+            self._send_to_worker(slot, Kind.REJECTED, rejected)
+            return
+        self._send_to_engine(placed.index, frames[1:])
+
+    def _on_abort(self, frames: list[bytes], envelope: Envelope) -> None:
+        engine = self._admission.engine_of(envelope.stream_id)
+        self._unclaimed.pop(envelope.stream_id, None)
+        if engine is not None:
+            self._send_to_engine(engine.index, frames[1:])  # its end comes back as Progress
+
+    def _on_announce(self, identity: bytes, announce: Announce) -> None:
+        self._identity_of_slot[announce.slot] = identity
+        lost_at_s = time.monotonic() + LOST_AFTER_S
+        for stream_id in announce.stream_ids:
+            if self._admission.engine_of(stream_id) is None:
+                self._unclaimed[stream_id] = lost_at_s
+
+    # ── from the engines ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_engine_frames(self, frames: list[bytes]) -> None:
+        if self._has_tap:
+            self._tap.send_multipart([b"<engine", *frames[1:]])
+        message = decode_for_broker(frames[2])
+        if isinstance(message, Progress):
+            for stream_id in message.started:
+                self._admission.start(stream_id)
+            for stream_id in message.ended:
+                self._admission.end(stream_id)
+        elif isinstance(message, EngineHello):
+            self._on_hello(frames[0], message)
+
+    def _on_hello(self, identity: bytes, hello: EngineHello) -> None:
+        known = self._admission.engines.get(hello.engine)
+        if known is not None and known.generation != hello.generation:
+            self._lose_engine(hello.engine)
+        if known is None or known.generation != hello.generation:
+            self._admission.connect(hello.engine, hello.generation, hello.stream_ids)
+        self._identity_of_engine[hello.engine] = identity
+        for stream_id in hello.stream_ids:
+            self._unclaimed.pop(stream_id, None)
+
+    # ── from the fleet page ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _look_at_fleet(self) -> None:
+        for index in list(self._admission.engines):
+            cell = self._engine_cells[index]
+            if not cell.is_alive or cell.generation != self._admission.engines[index].generation:
+                self._lose_engine(index)
+        for slot, cell in enumerate(self._worker_cells):
+            # A dead worker's streams are aborted at once, not when its successor comes.
+            generation = cell.generation if cell.is_alive else cell.generation + 1
+            if self._generation_of_slot.get(slot) != generation:
+                self._generation_of_slot[slot] = generation
+                self._abort_worker(slot, generation)
+
+    def _lose_engine(self, index: int) -> None:
+        by_slot: dict[int, list[int]] = defaultdict(list)
+        for stream_id in self._admission.disconnect(index):
+            by_slot[slot_of(stream_id)].append(stream_id)
+        for slot, stream_ids in by_slot.items():
+            self._send_to_worker(slot, Kind.ENGINE_LOST, EngineLost(engine=index, stream_ids=tuple(stream_ids)))
+
+    def _abort_worker(self, slot: int, generation: int) -> None:
+        if not self._admission.streams_of_slot(slot, generation):
+            return
+        frames = [Envelope(Kind.ABORT_WORKER).pack(), encode(AbortWorker(slot=slot, generation=generation))]
+        for index in self._admission.engines:
+            self._send_to_engine(index, frames)
+
+    def _report_lost(self, now_s: float) -> None:
+        """Streams that were in the old broker's hands when it died: no engine has them."""
+        if not self._unclaimed:
+            return
+        by_slot: dict[int, list[int]] = defaultdict(list)
+        for stream_id, lost_at_s in list(self._unclaimed.items()):
+            if now_s >= lost_at_s:
+                del self._unclaimed[stream_id]
+                if self._admission.engine_of(stream_id) is None:
+                    by_slot[slot_of(stream_id)].append(stream_id)
+        for slot, stream_ids in by_slot.items():
+            self._send_to_worker(slot, Kind.ENGINE_LOST, EngineLost(engine=-1, stream_ids=tuple(stream_ids)))
+
+    def _publish_gauges(self) -> None:
+        engines = self._admission.engines.values()
+        self._in_flight.set(sum(len(engine.in_flight) for engine in engines))
+        self._waiting.set(sum(engine.num_waiting for engine in engines))
+        self._waiting_tokens.set(sum(engine.waiting_tokens for engine in engines))
+        self._num_engines.set(len(self._admission.engines))

@@ -1,0 +1,153 @@
+"""The worker's and the engine's socket to the broker: a DEALER that introduces itself on every (re)connection.
+
+A broker that died and came back knows nobody. ZMQ reconnects by itself; the socket's monitor tells that it did, and the next
+`receive` sends the introduction: who this is and which streams it has in flight. Nothing else needs to know that the
+broker was away. Sends never block: ZMQ queues while the broker is gone.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import zmq
+
+from ipc.codec import decode_for_engine, decode_for_worker, encode
+from ipc.messages import (
+    PROTOCOL_VERSION,
+    Abort,
+    AbortWorker,
+    Announce,
+    EngineHello,
+    EngineLost,
+    Envelope,
+    Generate,
+    Kind,
+    Progress,
+    Rejected,
+)
+
+
+class Inbound(NamedTuple):
+    """One message for an engine; `prompt` is empty unless it is a Generate."""
+
+    message: Generate | Abort | AbortWorker
+    prompt: bytes
+
+
+class _IntroducingDealer:
+    """A DEALER socket plus the monitor that sees its handshakes."""
+
+    def __init__(self, endpoint: str, identity: bytes, introduce: Callable[[], None]) -> None:
+        self._context = zmq.Context(io_threads=1)
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.IDENTITY, identity)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.socket.setsockopt(zmq.RCVHWM, 0)
+        self.socket.setsockopt(zmq.LINGER, 200)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        self._monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._introduce = introduce
+        self.socket.connect(endpoint)
+
+    def introduce_if_reconnected(self) -> None:
+        """After a handshake say who this is. What arrived before it must have been handled by the caller already."""
+        has_connected = False
+        try:
+            while True:
+                self._monitor.recv_multipart(zmq.NOBLOCK)
+                has_connected = True
+        except zmq.Again:
+            pass
+        if has_connected:
+            self._introduce()
+
+    def receive_frames(self) -> list[bytes] | None:
+        try:
+            return self.socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def close(self) -> None:
+        self.socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self.socket.close()
+        self._context.term()
+
+
+class WorkerSocket:
+    """A worker's way to the broker. `in_flight` names the streams to announce to a broker that is new."""
+
+    def __init__(
+        self, endpoint: str, slot: int, generation: int, in_flight: Callable[[], Iterable[int]] = tuple
+    ) -> None:
+        self._slot, self._generation, self._in_flight = slot, generation, in_flight
+        identity = b"w" + slot.to_bytes(2, "little") + generation.to_bytes(4, "little")
+        self._dealer = _IntroducingDealer(endpoint, identity, self._announce)
+        self._socket = self._dealer.socket
+
+    @property
+    def fd(self) -> int:
+        """Readable when `receive` may have something. Edge-triggered: call `receive` after every wake and every send."""
+        return int(self._socket.getsockopt(zmq.FD))  # type: ignore[arg-type]  # FD is an int option
+
+    def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
+        """Queue one message; never blocks."""
+        frames = [envelope.pack(), encode(message)]
+        if prompt is not None:
+            frames.append(prompt)
+        self._socket.send_multipart(frames)
+
+    def receive(self) -> list[Rejected | EngineLost]:
+        """Everything that has arrived; also the place where a new broker gets its introduction. Never blocks."""
+        messages = []
+        while (frames := self._dealer.receive_frames()) is not None:
+            messages.append(decode_for_worker(frames[-1]))
+        self._dealer.introduce_if_reconnected()
+        return messages
+
+    def close(self) -> None:
+        self._dealer.close()
+
+    def _announce(self) -> None:
+        announce = Announce(slot=self._slot, generation=self._generation, stream_ids=tuple(self._in_flight()))
+        self._socket.send_multipart([Envelope(Kind.ANNOUNCE).pack(), encode(announce)])
+
+
+class EngineSocket:
+    """An engine's way to the broker. `running` names the streams it holds, for a broker that is new."""
+
+    def __init__(
+        self, endpoint: str, index: int, generation: int, running: Callable[[], Iterable[int]] = tuple
+    ) -> None:
+        self._index, self._generation, self._running = index, generation, running
+        identity = b"e" + index.to_bytes(2, "little") + generation.to_bytes(4, "little")
+        self._dealer = _IntroducingDealer(endpoint, identity, self._hello)
+        self._socket = self._dealer.socket
+
+    def receive(self, timeout_ms: int) -> list[Inbound]:
+        """Everything that has arrived, waiting up to `timeout_ms` for the first message (0: do not wait).
+
+        A hello after a reconnection is sent at the start, when the caller has taken in all that arrived before.
+        """
+        self._dealer.introduce_if_reconnected()
+        if timeout_ms and not self._socket.poll(timeout_ms):
+            return []
+        inbound = []
+        while (frames := self._dealer.receive_frames()) is not None:
+            inbound.append(Inbound(decode_for_engine(frames[1]), frames[2] if len(frames) > 2 else b""))
+        return inbound
+
+    def send(self, message: Progress) -> None:
+        """Queue one message; never blocks."""
+        self._socket.send_multipart([Envelope(Kind.PROGRESS).pack(), encode(message)])
+
+    def close(self) -> None:
+        self._dealer.close()
+
+    def _hello(self) -> None:
+        hello = EngineHello(
+            engine=self._index,
+            generation=self._generation,
+            protocol_version=PROTOCOL_VERSION,
+            stream_ids=tuple(self._running()),
+        )
+        self._socket.send_multipart([Envelope(Kind.ENGINE_HELLO).pack(), encode(hello)])
