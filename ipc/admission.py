@@ -1,8 +1,8 @@
 """What the broker knows of its engines' load: who is in flight where, what may be admitted, which engine takes it.
 
-No sockets here: the broker feeds it facts and asks. Two bounds, both per engine, both decided before any prefill: requests
-beyond `max_num_seqs` that may wait, and prompt tokens that may wait. A request that finds no token waiting is always
-admitted, however long its prompt, or it could never run.
+No sockets here: the broker feeds it facts and asks. Two bounds, both per engine, both decided before any prefill:
+requests beyond `max_num_seqs` that may wait, and prompt tokens that may wait. A request that finds no token
+waiting is always admitted, however long its prompt, or it could never run.
 """
 
 import math

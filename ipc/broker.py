@@ -1,7 +1,7 @@
 """The broker: a ROUTER towards the workers, a ROUTER towards the engines, admission and placement between them.
 
-It reads envelopes and never opens a body it forwards. Tokens do not pass through it: when it dies, running streams go on, and
-the supervisor starts another, to which workers and engines introduce themselves again (ipc.sockets).
+It reads envelopes and never opens a body it forwards. Tokens do not pass through it: when it dies, running streams go
+on, and the supervisor starts another, to which workers and engines introduce themselves again (ipc.sockets).
 
     a worker slot gets a new generation   its older streams are aborted in the engines
     an engine dies or is replaced         the workers whose streams it ran get one EngineLost each
@@ -50,9 +50,9 @@ INSTRUMENTS = (
 )
 
 
-def run(handles: BrokerHandles, model_name: str) -> None:
+def run(handles: BrokerHandles) -> None:
     """Role entry. Returns after SIGTERM."""
-    broker = Broker(handles, model_name)
+    broker = Broker(handles)
     should_stop = False
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -69,7 +69,7 @@ def run(handles: BrokerHandles, model_name: str) -> None:
 class Broker:
     """One turn at a time: wait for messages, route them, look at the fleet page, beat."""
 
-    def __init__(self, handles: BrokerHandles, model_name: str) -> None:
+    def __init__(self, handles: BrokerHandles) -> None:
         page = FleetPage(Segment.attach(handles.fleet_fd).view)
         self._cell, self._engine_cells, self._worker_cells = page.broker, page.engines, page.workers
         self._admission = Admission(
@@ -90,7 +90,7 @@ class Broker:
         self._generation_of_slot: dict[int, int] = {}
         self._unclaimed: dict[int, float] = {}  # announced stream -> when it counts as lost
         self._metrics = MetricsWriter(Segment.attach(handles.metrics_fd).view, INSTRUMENTS)
-        self._model_name = model_name
+        self._model_name = handles.model_name
         self._in_flight = self._metrics.gauge("tokenfleet:broker_requests_in_flight")
         self._waiting = self._metrics.gauge("tokenfleet:broker_requests_waiting")
         self._waiting_tokens = self._metrics.gauge("tokenfleet:broker_tokens_waiting")

@@ -15,9 +15,13 @@ from ipc.messages import (
 )
 
 _encoder = msgspec.msgpack.Encoder()
-_to_worker = msgspec.msgpack.Decoder(Rejected | EngineLost)
-_to_engine = msgspec.msgpack.Decoder(Generate | Abort | AbortWorker)
-_to_broker = msgspec.msgpack.Decoder(Announce | EngineHello | Progress)
+_to_worker: msgspec.msgpack.Decoder[Rejected | EngineLost] = msgspec.msgpack.Decoder(Rejected | EngineLost)
+_to_engine: msgspec.msgpack.Decoder[Generate | Abort | AbortWorker] = msgspec.msgpack.Decoder(
+    Generate | Abort | AbortWorker
+)
+_to_broker: msgspec.msgpack.Decoder[Announce | EngineHello | Progress] = msgspec.msgpack.Decoder(
+    Announce | EngineHello | Progress
+)
 
 
 def encode(message: Message) -> bytes:

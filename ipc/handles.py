@@ -31,6 +31,7 @@ class EngineHandles(Struct, frozen=True, kw_only=True):
 
 class BrokerHandles(Struct, frozen=True, kw_only=True):
     generation: int
+    model_name: str  # label of its metrics
     fleet_fd: int
     metrics_fd: int
     worker_endpoint: str

@@ -160,4 +160,4 @@ class MetricsReader:
         if described != self._described:
             self._series = read_series(self._view)
             self._described = described
-        return [(s, self._values[s.slot : s.slot + s.num_slots].tolist()) for s in self._series]
+        return [(s, list(self._values[s.slot : s.slot + s.num_slots])) for s in self._series]

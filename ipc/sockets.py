@@ -1,8 +1,8 @@
 """The worker's and the engine's socket to the broker: a DEALER that introduces itself on every (re)connection.
 
-A broker that died and came back knows nobody. ZMQ reconnects by itself; the socket's monitor tells that it did, and the next
-`receive` sends the introduction: who this is and which streams it has in flight. Nothing else needs to know that the
-broker was away. Sends never block: ZMQ queues while the broker is gone.
+A broker that died and came back knows nobody. ZMQ reconnects by itself; the socket's monitor tells that it did, and the
+next `receive` sends the introduction: who this is and which streams it has in flight. Nothing else needs to know
+that the broker was away. Sends never block: ZMQ queues while the broker is gone.
 """
 
 from collections.abc import Callable, Iterable
@@ -86,8 +86,8 @@ class WorkerSocket:
 
     @property
     def fd(self) -> int:
-        """Readable when `receive` may have something. Edge-triggered: call `receive` after every wake and every send."""
-        return int(self._socket.getsockopt(zmq.FD))  # type: ignore[arg-type]  # FD is an int option
+        """Readable when `receive` may have something. Edge-triggered: `receive` after every wake and every send."""
+        return int(self._socket.getsockopt(zmq.FD))
 
     def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
         """Queue one message; never blocks."""
