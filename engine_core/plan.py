@@ -1,0 +1,66 @@
+"""The whole contract between the scheduler and whatever computes: plans go in, sampled token ids come out. No torch.
+
+Everything that outlives a step stands in `BatchState`, which the scheduler writes and the runner reads; a plan only
+says which of its rows move and by how much.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepPlan:
+    """One forward pass, as a struct of arrays: decodes first, then prefill chunks. n = len(rows) >= 1.
+
+    Entry i computes tokens `context_lens[i] : context_lens[i] + num_new_tokens[i]` of `BatchState.token_ids[rows[i]]`;
+    blocks for them are in the row's block table. Where `samples[i]`, the chunk ends with the last known token and the
+    runner draws the next one. A row appears at most once. The arrays belong to the plan and stay as they are.
+    """
+
+    rows: Int32Array  # (n,) rows of BatchState
+    num_new_tokens: Int32Array  # (n,) at least 1; exactly 1 for decodes
+    context_lens: Int32Array  # (n,) tokens whose K/V is there before this step
+    samples: NDArray[np.bool_]  # (n,) True for every decode and for the last chunk of a prefill
+    num_decodes: int
+    num_tokens: int  # sum of num_new_tokens
+    freed_rows: Int32Array  # rows given up since the previous plan: forget what is cached for them, before changed_rows
+    changed_rows: Int32Array  # rows with a new occupant since the previous plan: read all of the row's columns again
+
+    @property
+    def sampled_rows(self) -> Int32Array:
+        """(m,) the rows that get a token, in the order of `StepResult.token_ids`."""
+        return self.rows[self.samples]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepResult:
+    """What one forward pass gave. A row in `failures` ends with that message; its entry in `token_ids` is ignored."""
+
+    token_ids: Int32Array  # (m,) one id per row with `samples`, in the plan's order
+    failures: dict[int, str] = field(default_factory=dict)  # row -> one line for the client
+
+
+class Launched(Protocol):
+    """A forward pass under way."""
+
+    def result(self) -> StepResult:
+        """Block until the pass is done. Called exactly once, before the next plan is made."""
+
+
+class Runner(Protocol):
+    """Computes plans. Built with the BatchState it reads; owns the K/V memory."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks in the pool; ids are 0 to num_blocks - 1. Fixed for life."""
+
+    def warm_up(self) -> None:
+        """Whatever makes the first step as fast as the rest. Blocks; called once, before any launch."""
+
+    def launch(self, plan: StepPlan) -> Launched:
+        """Start one pass; may return before it is done (GPU) or after (CPU). Raising fails all of the plan."""
