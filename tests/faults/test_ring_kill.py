@@ -1,0 +1,87 @@
+"""Writer and reader processes killed at random instructions: what is read is always a prefix of what was published."""
+
+import os
+import random
+import signal
+import time
+
+from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
+from ipc.segment import Segment
+
+CAPACITY = 1 << 14
+ROUNDS = 200
+
+
+def spawn(work: "object", *args: object) -> int:
+    """Fork a child that runs `work(*args)` until it is killed."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work(*args)  # type: ignore[operator]
+        finally:
+            os._exit(1)
+    return pid
+
+
+def write_forever(view: memoryview, seed: int) -> None:
+    """Each payload says its own length and start, so that the reader can tell a torn one."""
+    writer = RingWriter(view)
+    rng = random.Random(seed)
+    while True:
+        words = rng.randrange(1, 200)
+        writer.try_publish(words.to_bytes(4, "little") * words, 1)
+
+
+def read_forever(view: memoryview, generation: int) -> None:
+    reader = RingReader(view, generation)
+    while True:
+        reader.poll()
+        reader.release()
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_killed_writers_never_leave_a_torn_record() -> None:
+    segment = Segment.create("test-ring", ring_segment_bytes(CAPACITY))
+    format_ring(segment.view, CAPACITY)
+    reader = RingReader(segment.view, 1)
+    num_read = 0
+
+    for seed in range(ROUNDS):
+        pid = spawn(write_forever, segment.view, seed)
+        deadline = time.monotonic() + random.Random(seed).uniform(0.0005, 0.004)
+        while time.monotonic() < deadline:
+            num_read += consume(reader)
+        kill(pid)
+        num_read += consume(reader)
+
+    assert num_read > ROUNDS
+
+
+def test_killed_readers_never_stop_the_writer() -> None:
+    segment = Segment.create("test-ring", ring_segment_bytes(CAPACITY))
+    format_ring(segment.view, CAPACITY)
+    writer = RingWriter(segment.view)
+
+    for generation in range(1, ROUNDS + 1):
+        pid = spawn(read_forever, segment.view, generation)
+        deadline = time.monotonic() + random.Random(generation).uniform(0.0005, 0.004)
+        while time.monotonic() < deadline:
+            writer.try_publish(b"word" * 50, generation)
+        kill(pid)
+
+    reader = RingReader(segment.view, ROUNDS + 1)
+    assert writer.try_publish(b"alive", ROUNDS + 1)
+    assert [bytes(payload) for payload in reader.poll()] == [b"alive"]
+
+
+def consume(reader: RingReader) -> int:
+    payloads = reader.poll()
+    for payload in payloads:
+        words = int.from_bytes(payload[:4], "little")
+        assert bytes(payload) == words.to_bytes(4, "little") * words
+    reader.release()
+    return len(payloads)

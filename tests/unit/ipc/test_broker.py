@@ -1,0 +1,198 @@
+"""The broker over real sockets, one turn at a time, between a real worker socket and a real engine socket."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ipc.broker import Broker
+from ipc.fleet_page import FleetPage, State
+from ipc.handles import BrokerHandles
+from ipc.messages import (
+    Abort,
+    AbortWorker,
+    EngineLost,
+    Envelope,
+    Generate,
+    Kind,
+    Progress,
+    Rejected,
+    SamplingParams,
+    make_stream_id,
+)
+from ipc.metrics_page import create_metrics_segment
+from ipc.sockets import EngineSocket, Inbound, WorkerSocket
+
+PROMPT = b"\x05\0\0\0" * 3
+
+
+class Rig:
+    """A broker with one worker slot and two engine indices; engines connect on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.segment = FleetPage.create_segment(num_workers=1, num_engines=2)
+        self.page = FleetPage(self.segment.view)
+        self.handles = BrokerHandles(
+            generation=1,
+            model_name="m",
+            fleet_fd=self.segment.fd,
+            metrics_fd=create_metrics_segment("broker").fd,
+            worker_endpoint=f"ipc://{folder}/workers",
+            engine_endpoint=f"ipc://{folder}/engines",
+            tap_endpoint=f"ipc://{folder}/tap",
+            num_engines=2,
+            max_num_seqs=2,
+            max_num_queued_reqs=1,
+            max_num_queued_tokens=1000,
+        )
+        self.in_flight: list[int] = []
+        self.page.workers[0].begin_generation(1)
+        self.page.workers[0].mark_alive(1)
+        self.broker = Broker(self.handles)
+        self.worker = WorkerSocket(self.handles.worker_endpoint, 0, 1, lambda: self.in_flight)
+        self.engines: list[EngineSocket] = []
+
+    def connect_engine(self, index: int, generation: int = 1) -> EngineSocket:
+        cell = self.page.engines[index]
+        cell.begin_generation(generation)
+        cell.mark_alive(100 + index)
+        cell.state = State.READY
+        engine = EngineSocket(self.handles.engine_endpoint, index, generation)
+        self.engines.append(engine)
+        self.until(lambda: engine.receive(0) == [] and index in self.broker._admission.engines)
+        return engine
+
+    def generate(self, number: int) -> int:
+        stream_id = make_stream_id(0, 1, number)
+        message = Generate(stream_id=stream_id, request_id=f"r{number}", sampling=SamplingParams(max_tokens=5))
+        self.worker.send(Envelope(Kind.GENERATE, stream_id, 3, 5), message, PROMPT)
+        self.in_flight.append(stream_id)
+        return stream_id
+
+    def received(self, engine: EngineSocket) -> Inbound:
+        """The next message of an engine; fails when none comes."""
+        inbound: list[Inbound] = []
+
+        def has_arrived() -> bool:
+            inbound.extend(engine.receive(0))
+            return bool(inbound)
+
+        self.until(has_arrived)
+        return inbound[0]
+
+    def told(self) -> Rejected | EngineLost:
+        """The next message of the worker."""
+        messages: list[Rejected | EngineLost] = []
+
+        def has_arrived() -> bool:
+            for engine in self.engines:
+                engine.receive(0)  # lets them introduce themselves to a new broker
+            messages.extend(self.worker.receive())
+            return bool(messages)
+
+        self.until(has_arrived)
+        return messages[0]
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < deadline, "condition not met within 5 s"
+            self.broker.turn()
+
+    def restart_broker(self) -> None:
+        self.broker.close()
+        self.broker = Broker(self.handles)
+
+    def close(self) -> None:
+        self.worker.close()
+        for engine in self.engines:
+            engine.close()
+        self.broker.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(tmp_path)
+    yield rig
+    rig.close()
+
+
+def test_a_request_reaches_the_engine_with_its_prompt(rig: Rig) -> None:
+    engine = rig.connect_engine(0)
+
+    stream_id = rig.generate(1)
+
+    inbound = rig.received(engine)
+    assert isinstance(inbound.message, Generate)
+    assert (inbound.message.stream_id, inbound.prompt) == (stream_id, PROMPT)
+
+
+def test_without_an_engine_the_request_is_rejected(rig: Rig) -> None:
+    stream_id = rig.generate(1)
+
+    assert rig.told() == Rejected(stream_id=stream_id, reason="no_engine", retry_after_s=2)
+
+
+def test_overload_is_rejected_and_ends_make_room(rig: Rig) -> None:
+    engine = rig.connect_engine(0)
+    streams = [rig.generate(number) for number in range(4)]
+
+    rejected = rig.told()
+    assert isinstance(rejected, Rejected)
+    assert (rejected.stream_id, rejected.reason) == (streams[3], "max_num_queued_reqs")
+
+    engine.send(Progress(engine=0, generation=1, started=(streams[0],), ended=(streams[0],)))
+    rig.until(lambda: streams[0] not in rig.broker._admission.engines[0].in_flight)
+    last = rig.generate(9)
+    rig.until(lambda: last in rig.broker._admission.engines[0].in_flight)
+
+
+def test_an_abort_follows_its_request(rig: Rig) -> None:
+    engine = rig.connect_engine(0)
+    stream_id = rig.generate(1)
+    rig.received(engine)
+
+    rig.worker.send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
+
+    assert rig.received(engine).message == Abort(stream_id=stream_id)
+
+
+def test_a_dead_engine_is_reported_once_and_its_successor_serves(rig: Rig) -> None:
+    rig.connect_engine(0)
+    stream_id = rig.generate(1)
+    rig.until(lambda: rig.broker._admission.engine_of(stream_id) is not None)
+
+    rig.page.engines[0].mark_dead()
+
+    assert rig.told() == EngineLost(engine=0, stream_ids=(stream_id,))
+    successor = rig.connect_engine(0, generation=2)
+    assert rig.worker.receive() == []
+    after = rig.generate(2)
+    message = rig.received(successor).message
+    assert isinstance(message, Generate) and message.stream_id == after
+
+
+def test_a_dead_worker_is_aborted_in_the_engines(rig: Rig) -> None:
+    engine = rig.connect_engine(0)
+    rig.generate(1)
+    rig.received(engine)
+
+    rig.page.workers[0].mark_dead()
+
+    assert rig.received(engine).message == AbortWorker(slot=0, generation=2)
+
+
+def test_a_new_broker_learns_who_is_there_and_reports_what_is_lost(rig: Rig) -> None:
+    engine = rig.connect_engine(0)
+    kept, lost = rig.generate(1), make_stream_id(0, 1, 77)
+    rig.received(engine)
+    rig.in_flight.append(lost)  # was in the old broker's hands
+    engine._running = lambda: [kept]
+
+    rig.restart_broker()
+
+    assert rig.told() == EngineLost(engine=-1, stream_ids=(lost,))
+    assert rig.broker._admission.engine_of(kept) is not None
+    rig.worker.send(Envelope(Kind.ABORT, kept), Abort(stream_id=kept))
+    assert rig.received(engine).message == Abort(stream_id=kept)
