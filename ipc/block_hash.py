@@ -17,9 +17,7 @@ def first_link(salt: bytes) -> bytes:
 
 def next_link(parent: bytes, block: bytes | memoryview) -> bytes:
     """Hash of one full block: `block` holds its token ids as little-endian u32."""
-    digest = sha256(parent)
-    digest.update(block)
-    return digest.digest()[:HASH_BYTES]
+    return sha256(parent + block).digest()[:HASH_BYTES]
 
 
 def chain(prompt: bytes | memoryview, block_size: int, salt: bytes = b"") -> bytes:
