@@ -1,0 +1,1 @@
+"""Rival servers: one file says how one of them is started; the others measure side by side."""

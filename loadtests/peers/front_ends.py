@@ -1,0 +1,159 @@
+"""CPU per token and per request of three front ends, side by side: tokenfleet, vllm-rs, vLLM's Python API server.
+
+    loadtests/peers/install.sh
+    python -m loadtests.peers.front_ends [--rounds 3] [--only stream] [--without-python] [--out loadtests/results/front_ends.md]
+
+Each stands before an engine that computes nothing (tokenfleet's `sim`, the mock engine for vLLM's) and paces the same
+steps. CPU is user + system time of every process of the front end but the engine, from /proc, over the whole load divided
+by the tokens or requests the client received, so a request's fixed cost is in a token's. Alternating rounds; the
+ratios compare figures of one round. Loopback charges the sender for part of the receiver's work: all sides alike.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from config.settings import ModelSettings
+from engine_core.model_source import resolve_model
+from loadtests import bench_client, report
+from loadtests.bench_client import Load
+from loadtests.peers import tokenfleet, vllm_front_ends
+from loadtests.peers.server import Server
+from loadtests.processes import cpu_time, memory
+
+LOG = Path("/tmp/tokenfleet-front-ends.log")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table. `per_token` False divides by requests."""
+
+    name: str
+    step_ms: float
+    load: Load
+    per_token: bool
+    target_ratio: float  # ours / vllm-rs
+
+
+CASES = (
+    Case("chat stream 32→256, 64 streams, 20 ms steps", 20, Load(32, 256, 192, 64), True, 0.45),
+    Case("chat stream 32→256, 256 streams, 20 ms steps", 20, Load(32, 256, 768, 256), True, 0.45),
+    Case("chat stream 32→256, 256 streams, step 0", 0, Load(32, 256, 1024, 256), True, 0.85),
+    Case("chat request 32→1", 0, Load(32, 1, 6000, 64), False, 0.50),
+    Case("chat request 1024→1, random", 0, Load(1024, 1, 1500, 32), False, 0.30),
+    Case("chat request 8192→1, random", 0, Load(8192, 1, 200, 16), False, 0.25),
+)
+
+
+@dataclass
+class Figures:
+    """One value per round."""
+
+    cpu_us: list[float] = field(default_factory=list)
+    system_share: list[float] = field(default_factory=list)
+    ttft_p50_ms: list[float] = field(default_factory=list)
+    itl_p99_ms: list[float] = field(default_factory=list)
+    pss_mb: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--without-python", action="store_true", help="leave vLLM's Python server out (it is slow)")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    model = str(resolve_model(ModelSettings()).path)
+    token_ids = Path("/tmp/tokenfleet-token-ids.json")
+    token_ids.write_text(json.dumps(printable_token_ids(model)))
+    rows = []
+    for case in CASES:
+        if arguments.only in case.name:
+            figures = run_case(
+                case, model, token_ids, arguments.rounds, arguments.workers, not arguments.without_python
+            )
+            rows.append(row(case, figures))
+            print(rows[-1], flush=True)
+    text = render(rows)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+def printable_token_ids(model: str) -> list[int]:
+    """Ids that stand for printable ASCII on their own, so that every token is one event in every front end."""
+    vocabulary: dict[str, int] = json.loads((Path(model) / "tokenizer.json").read_text())["model"]["vocab"]
+    return [number for text, number in vocabulary.items() if (text.replace("Ġ", "").isalnum() and text.isascii()) or 0]
+
+
+def run_case(
+    case: Case, model: str, token_ids: Path, rounds: int, workers: int, with_python: bool
+) -> dict[str, Figures]:
+    flags = ("--engine", "sim", "--sim-step-ms", str(case.step_ms), "--max-num-seqs", "4096")
+    starters: dict[str, Callable[[], Server]] = {
+        "tokenfleet": lambda: tokenfleet.start(LOG, model=model, workers=workers, flags=flags),
+        "vllm-rs": lambda: vllm_front_ends.start_rust(LOG, model=model, token_ids=token_ids, step_ms=case.step_ms),
+    }
+    if with_python:
+        starters["vllm-python"] = lambda: vllm_front_ends.start_python(
+            LOG, model=model, token_ids=token_ids, step_ms=case.step_ms
+        )
+    figures = {name: Figures() for name in starters}
+    for round_number in range(rounds):
+        for name, start in starters.items():
+            with start() as server:
+                server.wait_ready(timeout_s=180)
+                measure(server, model, case, figures[name], round_number)
+    return figures
+
+
+def measure(server: Server, tokenizer: str, case: Case, figures: Figures, round_number: int) -> None:
+    warm_up = Load(case.load.input_tokens, min(16, case.load.output_tokens), 64, 32, case.load.backend)
+    bench_client.run(server, tokenizer, warm_up, seed=999)
+    pids = server.front_end_pids
+    before = cpu_time(pids)
+    outcome = bench_client.run(server, tokenizer, case.load, seed=round_number)
+    spent = cpu_time(pids) - before
+    divisor = outcome.output_tokens if case.per_token else outcome.completed
+    figures.cpu_us.append(spent.total_s / divisor * 1e6)
+    figures.system_share.append(spent.system_s / spent.total_s)
+    figures.ttft_p50_ms.append(outcome.ttft_p50_ms)
+    figures.itl_p99_ms.append(outcome.itl_p99_ms)
+    figures.pss_mb.append(memory(pids).pss_mb)
+
+
+def row(case: Case, figures: dict[str, Figures]) -> list[str]:
+    ours, rust = figures["tokenfleet"], figures["vllm-rs"]
+    ratios = [a / b for a, b in zip(ours.cpu_us, rust.cpu_us, strict=True)]
+    python = figures.get("vllm-python")
+    return [
+        case.name,
+        report.spread(ours.cpu_us),
+        report.spread(rust.cpu_us),
+        report.spread(python.cpu_us) if python else "–",
+        report.spread(ratios, 2),
+        f"{case.target_ratio:.2f}",
+        f"{report.spread(ours.ttft_p50_ms)} / {report.spread(rust.ttft_p50_ms)}",
+        f"{report.spread(ours.pss_mb, 0)} / {report.spread(rust.pss_mb, 0)}",
+    ]
+
+
+def render(rows: list[list[str]]) -> str:
+    header = [
+        "case", "tokenfleet, us", "vllm-rs, us", "vLLM Python, us", "ours / vllm-rs", "target",
+        "TTFT p50 ms, ours / rs", "PSS MB, ours / rs",
+    ]  # fmt: skip
+    return (
+        "# CPU of the front end per token or request\n\n"
+        f"{report.machine()}. tokenfleet with 2 workers and engine `sim`, vllm-rs 0.33.0 and vLLM 0.32.0 behind a mock "
+        "engine of the same pace, client `vllm-rs bench serve` 0.33.0 on the same cores; microseconds of CPU, median "
+        "and range over alternating rounds. Command: `python -m loadtests.peers.front_ends`.\n\n"
+        + report.table(header, rows)
+    )
+
+
+if __name__ == "__main__":
+    main()

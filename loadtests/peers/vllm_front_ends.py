@@ -1,0 +1,70 @@
+"""vLLM's two front ends without a model: the Rust one and the Python one, each behind the mock engine."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loadtests.bench_client import VLLM_RS
+from loadtests.peers.server import MODEL_NAME, Server, free_port
+from loadtests.peers.vllm_python import VLLM
+
+
+class FrontEnd(Server):
+    """A front end of vLLM's and the mock engine beside it; they find each other over a handshake port."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        handshake_port: int,
+        port: int,
+        log_path: Path,
+        env: Mapping[str, str],
+        step_ms: float,
+        token_ids: Path,
+    ) -> None:
+        super().__init__(name, command, port, log_path, {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **env})
+        engine = [
+            sys.executable, "-m", "loadtests.peers.vllm_mock_engine", "--handshake",
+            f"tcp://127.0.0.1:{handshake_port}", "--step-ms", str(step_ms), "--token-ids", str(token_ids),
+        ]  # fmt: skip
+        with log_path.with_suffix(".engine.log").open("wb") as log:
+            self._engine = subprocess.Popen(engine, stdout=log, stderr=subprocess.STDOUT)
+
+    def stop(self) -> None:
+        super().stop()
+        if self._engine.poll() is None:
+            self._engine.send_signal(signal.SIGKILL)
+        self._engine.wait()
+
+
+def start_rust(log_path: Path, *, model: str, token_ids: Path, step_ms: float, env: Mapping[str, str] = {}) -> Server:
+    """`vllm-rs serve` of vLLM 0.33.0."""
+    port, handshake_port = free_port(), free_port()
+    command = [
+        str(VLLM_RS), "serve", model, "--served-model-name", MODEL_NAME, "--data-parallel-size", "1",
+        "--data-parallel-size-local", "0", "--data-parallel-rpc-port", str(handshake_port),
+        "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    return FrontEnd(
+        "vllm-rs 0.33.0", command, handshake_port=handshake_port, port=port, log_path=log_path, env=env,
+        step_ms=step_ms, token_ids=token_ids,
+    )  # fmt: skip
+
+
+def start_python(log_path: Path, *, model: str, token_ids: Path, step_ms: float) -> Server:
+    """vLLM's Python API server 0.32.0, one process, as `vllm serve` starts it by default."""
+    port, handshake_port = free_port(), free_port()
+    command = [
+        str(VLLM), "serve", model, "--served-model-name", MODEL_NAME, "--data-parallel-size-local", "0",
+        "--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port", str(handshake_port),
+        "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    env = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    return FrontEnd(
+        "vLLM Python 0.32.0", command, handshake_port=handshake_port, port=port, log_path=log_path, env=env,
+        step_ms=step_ms, token_ids=token_ids,
+    )  # fmt: skip
