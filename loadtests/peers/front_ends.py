@@ -1,12 +1,12 @@
 """CPU per token and per request of three front ends, side by side: tokenfleet, vllm-rs, vLLM's Python API server.
 
     loadtests/peers/install.sh
-    python -m loadtests.peers.front_ends [--rounds 3] [--only stream] [--without-python] [--out loadtests/results/front_ends.md]
+    python -m loadtests.peers.front_ends [--rounds 3] [--only stream] [--without-python] [--out FILE]
 
 Each stands before an engine that computes nothing (tokenfleet's `sim`, the mock engine for vLLM's) and paces the same
-steps. CPU is user + system time of every process of the front end but the engine, from /proc, over the whole load divided
-by the tokens or requests the client received, so a request's fixed cost is in a token's. Alternating rounds; the
-ratios compare figures of one round. Loopback charges the sender for part of the receiver's work: all sides alike.
+steps. CPU is user + system time of every process of the front end but the engine, from /proc, over the whole load
+divided by the tokens or requests the client received, so a request's fixed cost is in a token's. Alternating rounds;
+the ratios compare figures of one round. Loopback charges the sender for part of the receiver's work: all sides alike.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """A mock of vLLM's V1 engine core: joins a front end over vLLM's own ZMQ protocol and answers scripted token ids.
 
 What the `sim` engine is to tokenfleet, this is to vLLM's front ends: every request gets max_tokens valid ids, one per
-step, all running requests in one EngineCoreOutputs message per step and client. Written from the wire format alone (0.32
-and 0.33, positional msgpack): handshake HELLO, INIT, READY on a DEALER; requests in as [type byte, msgpack array];
+step, all running requests in one EngineCoreOutputs message per step and client. Written from the wire format alone
+(0.32 and 0.33, positional msgpack): handshake HELLO, INIT, READY on a DEALER; requests in as [type byte, msgpack array];
 outputs out over PUSH.
 
     python -m loadtests.peers.vllm_mock_engine --handshake tcp://127.0.0.1:29550 --step-ms 20 --token-ids ids.json
