@@ -12,6 +12,7 @@ from engine_core.sequence import NO_ROW, Sequence, SequenceState
 from ipc.messages import SamplingParams
 
 NO_STOP_ID = -1  # pads stop_ids: equal to no token id
+NEVER = np.iinfo(np.int32).max
 
 _U64 = (1 << 64) - 1
 
@@ -64,7 +65,9 @@ class BatchState:
         self.is_running = np.zeros(rows, np.bool_)
         self.is_decoding = np.zeros(rows, np.bool_)  # prompt computed: one new token per step
         self.is_streaming = np.zeros(rows, np.bool_)
-        self.num_linked = np.zeros(rows, np.int32)  # leading full blocks already offered to the prefix cache
+        self.next_link_len = np.full(
+            rows, NEVER, np.int32
+        )  # computed tokens at which the prefix cache is offered a block
         self.slot = np.zeros(rows, np.int32)  # worker
         self.number = np.zeros(rows, np.uint32)  # stream number within the worker's generation
         self.sequences: list[Sequence | None] = [None] * rows
@@ -90,7 +93,7 @@ class BatchState:
         self.num_computed[row] = 0
         self.num_prompt[row] = sequence.num_prompt_tokens
         self.num_blocks[row] = 0
-        self.num_linked[row] = 0
+        self.next_link_len[row] = NEVER
         self.max_total_len[row] = sequence.max_total_len
         self.is_running[row] = True
         self.is_decoding[row] = False

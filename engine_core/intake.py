@@ -1,0 +1,110 @@
+"""What the broker sends, turned into sequences. The last check of a request before it shares a batch with others.
+
+Workers validate; what a worker of this fleet could not have sent is still refused here, request by request, because one
+token id outside the vocabulary would take down the whole step. Runs in the engine's step loop.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from engine_core.scheduler import Scheduler
+from engine_core.sequence import Sequence
+from ipc.block_hash import HASH_BYTES
+from ipc.messages import Abort, AbortWorker, Generate, generation_of, slot_of
+from ipc.record import FailureCode
+from ipc.sockets import Inbound
+
+logger = logging.getLogger(__name__)
+
+
+class Intake:
+    """Feeds one scheduler. `reader_generation(slot)` is the generation that reads the slot's ring: 0 nobody yet, None
+    when there is no such slot."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        vocab_size: int,
+        enable_prefix_caching: bool,
+        reader_generation: Callable[[int], int | None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._vocab_size = vocab_size
+        self._enable_prefix_caching = enable_prefix_caching
+        self._reader_generation = reader_generation
+        state = scheduler.state
+        self._block_size = state.block_size
+        # The K/V of the last token is never needed, so one more token fits than the pool has slots.
+        self._max_total_len = min(state.max_model_len, scheduler.blocks.num_blocks * state.block_size + 1)
+        self._num_arrivals = 0
+
+    def take(self, inbound: Iterable[Inbound]) -> None:
+        """Handle messages in their order."""
+        for message, prompt in inbound:
+            match message:
+                case Generate():
+                    self._generate(message, prompt)
+                case Abort():
+                    self._scheduler.abort(message.stream_id)
+                case AbortWorker():
+                    self._scheduler.abort_slot(message.slot, message.generation)
+
+    def _generate(self, message: Generate, prompt: bytes) -> None:
+        scheduler, stream_id = self._scheduler, message.stream_id
+        generation = self._reader_generation(slot_of(stream_id))
+        if generation is None or scheduler.has(stream_id):
+            logger.error("request refused: unknown worker or stream in use", extra={"stream_id": stream_id})
+            return
+        if generation and generation & 0xFFFF != generation_of(stream_id):
+            scheduler.drop(stream_id)  # its worker died on the way
+            return
+        sequence = self._sequence(message, prompt)
+        fault = self._fault_or_none(message, prompt)
+        if fault is not None:
+            scheduler.refuse(sequence, FailureCode.INTERNAL, fault)
+            return
+        scheduler.add(sequence)
+
+    def _sequence(self, message: Generate, prompt: bytes) -> Sequence:
+        num_tokens = len(prompt) // 4
+        self._num_arrivals += 1
+        return Sequence(
+            stream_id=message.stream_id,
+            request_id=message.request_id,
+            sampling=message.sampling,
+            token_ids=np.frombuffer(prompt, "<i4", num_tokens),
+            num_prompt_tokens=num_tokens,
+            max_total_len=min(num_tokens + message.sampling.max_tokens, self._max_total_len),
+            arrival=self._num_arrivals,
+            arrival_ns=time.monotonic_ns(),
+            block_links=_split(message.block_hashes),
+            is_cacheable=self._enable_prefix_caching and bool(message.block_hashes),
+            is_streaming=message.is_streaming,
+            priority=message.priority,
+            deadline_s=message.deadline_s,
+        )
+
+    def _fault_or_none(self, message: Generate, prompt: bytes) -> str | None:
+        """What makes this request impossible to run, in one line."""
+        if not prompt or len(prompt) % 4:
+            return f"the prompt frame has {len(prompt)} bytes, not whole token ids"
+        if message.sampling.max_tokens < 1:
+            return f"max_tokens is {message.sampling.max_tokens}, at least 1 is needed"
+        largest = int(np.frombuffer(prompt, "<u4").max())
+        if largest >= self._vocab_size:
+            return f"token id {largest} is outside the vocabulary of {self._vocab_size}"
+        for token_id, _ in message.sampling.logit_bias:
+            if not 0 <= token_id < self._vocab_size:
+                return f"logit_bias token id {token_id} is outside the vocabulary of {self._vocab_size}"
+        num_links = len(message.block_hashes) / HASH_BYTES
+        if message.block_hashes and num_links != len(prompt) // 4 // self._block_size:
+            return f"{num_links:g} block hashes for {len(prompt) // 4} tokens in blocks of {self._block_size}"
+        return None
+
+
+def _split(block_hashes: bytes) -> list[bytes]:
+    return [block_hashes[at : at + HASH_BYTES] for at in range(0, len(block_hashes), HASH_BYTES)]

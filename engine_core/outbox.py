@@ -1,0 +1,201 @@
+"""The way back: what a step gave, as one record per worker in that worker's ring, and one ring of its doorbell.
+
+A token costs no Python object here: the token section is cut out of the step's columns. A stop id is not in the token
+section (its stream reads it in the finish); a non-streaming request's tokens travel once, in the bulk section of the
+record with its finish. A bulk larger than a record goes out in pieces, in order, the finish behind the last one.
+
+A full ring never blocks and drops nothing. Records wait in a bounded overflow list of that worker; past the bound the
+worker counts as stalled and the engine cuts its streams, nobody else's. A worker that was replaced takes its list
+with it: the records were for readers that no longer exist.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_core.plan import Int32Array
+from engine_core.scheduler import Ending, SampledTokens
+from ipc.record import FINISH_WORDS, HEADER_WORDS, Failure, Finish, pack_record
+
+MAX_OVERFLOW_BYTES = 8 * 1024 * 1024
+"""Per worker, beyond its ring: some minutes of streams, or a few hundred long bulks."""
+
+_EMPTY_RECORD = pack_record()
+_BULK_WORDS = 2
+_FAILURE_WORDS = 3 + 1024 // 4  # with the longest text that pack_record lets through
+
+
+class Ring(Protocol):
+    """The part of ipc.ring.RingWriter that is used here."""
+
+    @property
+    def reader_generation(self) -> int: ...
+    @property
+    def max_payload_bytes(self) -> int: ...
+    def try_publish(self, payload: bytes, generation: int) -> bool: ...
+
+
+class Bell(Protocol):
+    """The part of ipc.doorbell.Doorbell that is used here."""
+
+    def ring(self) -> None: ...
+
+
+class Lane:
+    """One worker: its ring, its doorbell and what did not fit into the ring yet."""
+
+    def __init__(self, ring: Ring, doorbell: Bell, max_overflow_bytes: int) -> None:
+        self.ring = ring
+        self.generation = ring.reader_generation
+        self.is_stalled = False
+        self._doorbell = doorbell
+        self._overflow: deque[bytes] = deque()
+        self._overflow_bytes = 0
+        self._max_overflow_bytes = max_overflow_bytes
+
+    @property
+    def has_overflow(self) -> bool:
+        return bool(self._overflow)
+
+    def has_new_reader(self) -> bool:
+        """Whether the worker was replaced since the last call; if so, what waits for the old one is forgotten."""
+        generation = self.ring.reader_generation
+        if generation == self.generation:
+            return False
+        self.generation = generation
+        self._overflow.clear()
+        self._overflow_bytes = 0
+        self.is_stalled = False
+        return True
+
+    def send(self, records: Iterable[bytes]) -> None:
+        """Publish in order, behind what waits already; then wake the worker."""
+        has_published = self._flush()
+        for record in records:
+            if not self._overflow and self.ring.try_publish(record, self.generation):
+                has_published = True
+            else:
+                self._overflow.append(record)
+                self._overflow_bytes += len(record)
+        if self._overflow_bytes > self._max_overflow_bytes:
+            self.is_stalled = True
+        if has_published:
+            self._doorbell.ring()
+
+    def _flush(self) -> bool:
+        has_published = False
+        while self._overflow and self.ring.try_publish(self._overflow[0], self.generation):
+            self._overflow_bytes -= len(self._overflow.popleft())
+            has_published = True
+        if not self._overflow:
+            self.is_stalled = False
+        return has_published
+
+
+class Outbox:
+    """All workers. A worker's slot is its index."""
+
+    def __init__(
+        self, rings: Sequence[Ring], doorbells: Sequence[Bell], max_overflow_bytes: int = MAX_OVERFLOW_BYTES
+    ) -> None:
+        self._lanes = [Lane(ring, bell, max_overflow_bytes) for ring, bell in zip(rings, doorbells, strict=True)]
+        self._slots = np.arange(len(self._lanes) + 1)
+
+    @property
+    def has_overflow(self) -> bool:
+        """Whether anything waits for a full ring: come back soon."""
+        return any(lane.has_overflow for lane in self._lanes)
+
+    @property
+    def stalled_slots(self) -> list[int]:
+        """Workers that are past the bound of their overflow, until they have read all of it."""
+        return [slot for slot, lane in enumerate(self._lanes) if lane.is_stalled]
+
+    def reader_generation(self, slot: int) -> int | None:
+        """Generation that reads this slot's ring now; 0 before the first, None when there is no such slot."""
+        return self._lanes[slot].ring.reader_generation if slot < len(self._lanes) else None
+
+    def new_readers(self) -> list[tuple[int, int]]:
+        """(slot, generation) of workers that were replaced since the last call. Call before each `publish`."""
+        return [(slot, lane.generation) for slot, lane in enumerate(self._lanes) if lane.has_new_reader()]
+
+    def publish(self, tokens: SampledTokens, endings: Sequence[Ending]) -> None:
+        """One step's output: at most one record and one wake-up per worker, unless a record would be too large."""
+        if len(self._lanes) == 1:
+            if len(tokens.token_ids) or endings or self._lanes[0].has_overflow:
+                self._lanes[0].send(_records(tokens.numbers, tokens.token_ids, endings, self._lanes[0].ring))
+            return
+        endings_of = defaultdict[int, list[Ending]](list)
+        for ending in endings:
+            endings_of[ending.slot].append(ending)
+        order = np.argsort(tokens.slots, kind="stable")
+        numbers, token_ids = tokens.numbers[order], tokens.token_ids[order]
+        bounds = np.searchsorted(tokens.slots[order], self._slots).tolist()
+        for slot, lane in enumerate(self._lanes):
+            start, end = bounds[slot], bounds[slot + 1]
+            if start < end or slot in endings_of or lane.has_overflow:
+                lane.send(_records(numbers[start:end], token_ids[start:end], endings_of.get(slot, ()), lane.ring))
+
+
+def _records(
+    numbers: NDArray[np.uint32], token_ids: Int32Array, endings: Sequence[Ending], ring: Ring
+) -> Iterator[bytes]:
+    """The step of one worker in as few records as the ring allows. As a rule that is one."""
+    max_words = ring.max_payload_bytes // 4 - HEADER_WORDS
+    per_record = max_words // 2
+    while len(token_ids) > per_record:
+        yield _with_tokens(numbers[:per_record], token_ids[:per_record], _EMPTY_RECORD)
+        numbers, token_ids = numbers[per_record:], token_ids[per_record:]
+    ends = list(_packed(endings, max_words, max_words - 2 * len(token_ids)))
+    if len(token_ids):
+        ends[:1] = [_with_tokens(numbers, token_ids, ends[0] if ends else _EMPTY_RECORD)]
+    yield from ends
+
+
+def _with_tokens(numbers: NDArray[np.uint32], token_ids: Int32Array, record: bytes) -> bytes:
+    """This record of other sections, with a token section put in. Token ids are never negative: int32 is u32."""
+    num_tokens = len(token_ids).to_bytes(4, "little")
+    return b"".join((num_tokens, record[4:16], numbers.tobytes(), token_ids.tobytes(), record[16:]))
+
+
+def _packed(endings: Sequence[Ending], max_words: int, first_words: int) -> Iterator[bytes]:
+    """Records of bulks, finishes and failures: `max_words` at most beside the header, `first_words` in the first."""
+    words_left = first_words
+    group: list[Ending] = []
+    for piece in _pieces(endings, max_words):
+        words = _num_words(piece)
+        if words > words_left:
+            yield _pack(group)
+            group, words_left = [], max_words
+        group.append(piece)
+        words_left -= words
+    if group:
+        yield _pack(group)
+
+
+def _pieces(endings: Sequence[Ending], max_words: int) -> Iterator[Ending]:
+    """Endings, and before one with a bulk too large for a record the bulk's first pieces, which end nothing."""
+    per_piece = max_words - _BULK_WORDS - FINISH_WORDS
+    for ending in endings:
+        output_ids = ending.output_ids
+        while output_ids is not None and len(output_ids) > per_piece:
+            yield Ending(ending.slot, ending.record, output_ids[:per_piece], is_last=False)
+            output_ids = output_ids[per_piece:]
+        yield Ending(ending.slot, ending.record, output_ids)
+
+
+def _num_words(ending: Ending) -> int:
+    bulk_words = 0 if ending.output_ids is None else _BULK_WORDS + len(ending.output_ids)
+    return bulk_words + (FINISH_WORDS if isinstance(ending.record, Finish) else _FAILURE_WORDS)
+
+
+def _pack(endings: Sequence[Ending]) -> bytes:
+    ended = [ending.record for ending in endings if ending.is_last]
+    return pack_record(
+        bulks=[(e.record.stream, e.output_ids.tolist()) for e in endings if e.output_ids is not None],
+        finishes=[record for record in ended if isinstance(record, Finish)],
+        failures=[record for record in ended if isinstance(record, Failure)],
+    )

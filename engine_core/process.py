@@ -1,0 +1,156 @@
+"""Role entry of an engine: settings and descriptors in, step loop, exit code out.
+
+Restart policy: always, except after exit code 3 (it cannot boot as configured). Stop deadline: one step. The broker
+gone: running streams go on, the socket reconnects. A worker gone: its streams are cut within a step of its successor
+or of the broker's word. The supervisor gone: its death signal ends this process.
+"""
+
+import logging
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+from config.model_folder import ModelFolder, ModelFolderError
+from config.settings import Settings
+from engine_core.batch_state import BatchState
+from engine_core.engine import Engine
+from engine_core.errors import CannotBoot
+from engine_core.intake import Intake
+from engine_core.metrics import EngineMetrics
+from engine_core.outbox import Outbox
+from engine_core.plan import Runner
+from engine_core.scheduler import Scheduler
+from engine_core.sim import build_sim_runner
+from ipc.doorbell import Doorbell
+from ipc.fleet_page import Cell, FleetPage, State
+from ipc.handles import EngineHandles
+from ipc.ring import RingWriter
+from ipc.segment import Segment
+from ipc.sockets import EngineSocket
+
+logger = logging.getLogger(__name__)
+
+EXIT_CANNOT_BOOT = 3
+
+
+def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
+    """Serve until SIGTERM. Raises SystemExit(3) after one log line when the operator has to change something."""
+    stop = _StopFlag()
+    cell = FleetPage(Segment.attach(handles.fleet_fd).view).engines[handles.index]
+    cell.state = State.STARTING
+    cell.beat()
+    state = _build_state(settings, model)
+    try:
+        runner = _build_runner(settings, model, state, _progress_into(cell, stop))
+        _check_pool(settings, model, runner)
+        runner.warm_up()
+    except (CannotBoot, ModelFolderError) as error:
+        logger.error("engine cannot boot", extra={"engine": handles.index, "reason": str(error)})
+        raise SystemExit(EXIT_CANNOT_BOOT) from None
+    scheduler = Scheduler(state, runner.num_blocks, settings.engine.max_num_batched_tokens)
+    socket = EngineSocket(handles.broker_endpoint, handles.index, handles.generation, lambda: scheduler.stream_ids)
+    engine = _build_engine(settings, model, handles, cell, runner, scheduler, socket)
+    cell.progress_permille = 1000
+    cell.beat()
+    cell.state = State.READY
+    logger.info("engine ready", extra={"engine": handles.index, "num_blocks": runner.num_blocks})
+    engine.run(stop)
+    cell.state = State.DRAINING
+    socket.close()
+    logger.info("engine stopped", extra={"engine": handles.index, "num_unfinished": len(scheduler.stream_ids)})
+
+
+class _StopFlag:
+    """True once SIGTERM has arrived. A terminal's Ctrl-C is the supervisor's business."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def __call__(self) -> bool:
+        return self._is_set
+
+    def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        self._is_set = True
+
+
+def _progress_into(cell: Cell, stop: _StopFlag) -> Callable[[int], None]:
+    def progress(permille: int) -> None:
+        if stop():
+            raise SystemExit(0)  # nothing has been promised to anybody yet
+        cell.progress_permille = permille
+        cell.beat()
+
+    return progress
+
+
+def _build_state(settings: Settings, model: ModelFolder) -> BatchState:
+    return BatchState(
+        max_num_seqs=settings.engine.max_num_seqs,
+        max_model_len=model.max_model_len,
+        block_size=settings.engine.block_size,
+        eos_token_ids=model.eos_token_ids,
+        seed=settings.engine.seed,
+    )
+
+
+def _build_runner(settings: Settings, model: ModelFolder, state: BatchState, progress: Callable[[int], None]) -> Runner:
+    if settings.engine.engine == "sim":
+        return build_sim_runner(settings.engine, model, state)
+    from engine_core.model_runner import build_runner  # torch: the sim engine starts without its second and 200 MB
+
+    return build_runner(settings, model, state, progress)
+
+
+def _check_pool(settings: Settings, model: ModelFolder, runner: Runner) -> None:
+    """The pool must hold the longest sequence the model promises, unless the operator set its size by hand."""
+    capacity = runner.num_blocks * settings.engine.block_size
+    if capacity >= model.max_model_len:
+        return
+    if settings.engine.num_gpu_blocks_override is None:
+        raise CannotBoot(
+            f"the KV cache holds {capacity} tokens, one sequence may have {model.max_model_len}: "
+            f"lower --max-model-len to {capacity} or raise --gpu-memory-utilization or --kv-cache-memory-bytes"
+        )
+    logger.warning(
+        "the KV cache is smaller than the longest sequence",
+        extra={"kv_tokens": capacity, "max_model_len": model.max_model_len},
+    )
+
+
+def _build_engine(
+    settings: Settings,
+    model: ModelFolder,
+    handles: EngineHandles,
+    cell: Cell,
+    runner: Runner,
+    scheduler: Scheduler,
+    socket: EngineSocket,
+) -> Engine:
+    outbox = Outbox(
+        [RingWriter(Segment.attach(fd).view) for fd in handles.ring_fds],
+        [Doorbell(fd) for fd in handles.doorbell_fds],
+    )
+    return Engine(
+        index=handles.index,
+        generation=handles.generation,
+        socket=socket,
+        intake=Intake(
+            scheduler,
+            vocab_size=model.vocab_size,
+            enable_prefix_caching=settings.engine.enable_prefix_caching,
+            reader_generation=outbox.reader_generation,
+        ),
+        scheduler=scheduler,
+        runner=runner,
+        outbox=outbox,
+        cell=cell,
+        metrics=EngineMetrics(
+            Segment.attach(handles.metrics_fd).view,
+            model_name=model.name,
+            engine=handles.index,
+            block_size=settings.engine.block_size,
+            num_blocks=runner.num_blocks,
+        ),
+    )

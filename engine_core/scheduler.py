@@ -1,0 +1,456 @@
+"""Continuous batching: which tokens the next forward pass computes, and what its result means. No torch here.
+
+One round is `schedule`, the runner, `commit`. Decodes come first, one token each; what is left of `max_batched_tokens`
+goes to prefill chunks, by rank (priority, then arrival). A sequence is admitted when a row is free and blocks for all
+its known tokens are, plus one in reserve for every sequence that runs: admission never causes a preemption by itself.
+When a decode finds no block, the running sequence of the last rank gives its blocks back and waits to be computed again
+(most of it from the prefix cache, as a rule). The first rank is never preempted, so something always ends.
+
+Every sequence ends exactly once: as an `Ending` (finish or failure, for the worker) or, aborted, without one; its
+stream id is reported in `Progress.ended` either way.
+"""
+
+import time
+from bisect import insort
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine_core.batch_state import BatchState
+from engine_core.block_manager import NOWHERE, BlockManager
+from engine_core.plan import Int32Array, StepPlan, StepResult
+from engine_core.sequence import Sequence, SequenceState
+from ipc.block_hash import next_link
+from ipc.messages import generation_of, slot_of
+from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SampledTokens:
+    """What streams get from one step, as columns. Tokens that ended a sequence as stop ids are not among them."""
+
+    slots: Int32Array  # worker of each token
+    numbers: NDArray[np.uint32]  # stream number within that worker
+    token_ids: Int32Array
+
+
+NO_TOKENS = SampledTokens(np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, np.int32))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ending:
+    """The end of one sequence, as its worker will read it."""
+
+    slot: int
+    record: Finish | Failure
+    output_ids: Int32Array | None = None  # a non-streaming request's tokens, without the stop id
+    is_last: bool = True  # False: a piece of output_ids; more follows before the end
+
+
+@dataclass(slots=True)
+class SchedulerCounts:
+    """Ever-growing, for the metrics."""
+
+    num_preemptions: int = 0
+    prefix_queries: int = 0  # prompt tokens looked up
+    prefix_hits: int = 0  # prompt tokens found
+
+
+class Scheduler:
+    """The waiting and running sequences of one engine. Owns the rows of `state` and the blocks."""
+
+    def __init__(self, state: BatchState, num_blocks: int, max_batched_tokens: int) -> None:
+        self.state = state
+        self.blocks = BlockManager(num_blocks)
+        self.counts = SchedulerCounts()
+        self._max_batched_tokens = max_batched_tokens
+        self._block_size = state.block_size
+        self._sequences: dict[int, Sequence] = {}  # by stream id, everything that has not ended
+        self._waiting: list[tuple[int, int, Sequence]] = []  # heap by rank; ended ones are dropped when they surface
+        self._deadlines: list[tuple[float, int]] = []  # heap of (deadline_s, stream id)
+        self._prefilling: list[Sequence] = []  # running, prompt not yet computed; by rank
+        self._endings: list[Ending] = []
+        self._started: list[int] = []
+        self._ended: list[int] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    @property
+    def num_running(self) -> int:
+        return self.state.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._sequences) - self.state.num_running
+
+    @property
+    def stream_ids(self) -> list[int]:
+        """Every stream that has not ended."""
+        return list(self._sequences)
+
+    # ── sequences come and go ────────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a new sequence in. One that can never fit fails at once."""
+        if len(sequence.token_ids) >= sequence.max_total_len:
+            capacity = self.blocks.num_blocks * self._block_size
+            message = (
+                f"a prompt of {sequence.num_prompt_tokens} tokens leaves no room for output: the context holds "
+                f"{self.state.max_model_len} tokens, the KV cache {capacity}"
+            )
+            self.refuse(sequence, FailureCode.TOO_LONG, message)
+            return
+        self._sequences[sequence.stream_id] = sequence
+        heappush(self._waiting, (*sequence.rank, sequence))
+        if sequence.deadline_s is not None:
+            heappush(self._deadlines, (sequence.deadline_s, sequence.stream_id))
+
+    def has(self, stream_id: int) -> bool:
+        """Whether this stream came in and has not ended."""
+        return stream_id in self._sequences
+
+    def refuse(self, sequence: Sequence, code: FailureCode, message: str) -> None:
+        """End a sequence that was never added."""
+        self._endings.append(Ending(sequence.slot, Failure(sequence.number, code, message)))
+        self.drop(sequence.stream_id)
+
+    def drop(self, stream_id: int) -> None:
+        """Report the end of a stream that was never added and that nobody reads."""
+        self._ended.append(stream_id)
+
+    def abort(self, stream_id: int) -> None:
+        """Nobody wants this stream any more. Unknown ones have ended already."""
+        sequence = self._sequences.get(stream_id)
+        if sequence is not None:
+            self._end(sequence)
+
+    def abort_slot(self, slot: int, generation: int) -> None:
+        """The worker in this slot is of another generation now: older streams have no reader."""
+        for stream_id in self.stream_ids:
+            if slot_of(stream_id) == slot and generation_of(stream_id) != generation & 0xFFFF:
+                self.abort(stream_id)
+
+    def fail_slot(self, slot: int, code: FailureCode, message: str) -> None:
+        """End every stream of one worker with the same failure."""
+        for sequence in list(self._sequences.values()):
+            if sequence.slot == slot:
+                self._fail(sequence, code, message)
+
+    def fail_plan(self, plan: StepPlan, message: str) -> None:
+        """The whole pass failed: so do its sequences, and nobody else's."""
+        for row in plan.rows.tolist():
+            self._fail(self._sequence_in(row), FailureCode.INTERNAL, message)
+
+    def take_endings(self) -> list[Ending]:
+        """Ends since the last call, for the outbox."""
+        endings, self._endings = self._endings, []
+        return endings
+
+    def take_progress(self) -> tuple[list[int], list[int]]:
+        """Stream ids that left the waiting queue for the first time, and that ended, since the last call."""
+        started, self._started = self._started, []
+        ended, self._ended = self._ended, []
+        return started, ended
+
+    # ── before the forward pass ──────────────────────────────────────────────────────────────────────────────────
+
+    def schedule(self, now_ns: int | None = None) -> StepPlan | None:
+        """Choose the tokens of one forward pass: decodes first, then prefill chunks. None when there is nothing to do.
+
+        `now_ns` is CLOCK_MONOTONIC.
+        """
+        now_ns = time.monotonic_ns() if now_ns is None else now_ns
+        if self._deadlines:
+            self._expire(now_ns)
+        num_preemptions = self.counts.num_preemptions
+        rows = self._grow_decodes()
+        budget = self._max_batched_tokens - len(rows)
+        may_admit = self.counts.num_preemptions == num_preemptions
+        if self._prefilling or (self._waiting and may_admit):
+            chunks = self._plan_prefills(budget, may_admit, now_ns)
+        else:
+            chunks = []
+        if not len(rows) and not chunks:
+            return None
+        return self._plan(rows, chunks)
+
+    def _expire(self, now_ns: int) -> None:
+        """Fail what has not started by its deadline."""
+        now_s = now_ns / 1e9
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, stream_id = heappop(self._deadlines)
+            sequence = self._sequences.get(stream_id)
+            if sequence is not None and not sequence.first_scheduled_ns:
+                self._fail(sequence, FailureCode.DEADLINE, "the request did not start before its deadline")
+
+    def _grow_decodes(self) -> Int32Array:
+        """The decoding rows, each with a block for its next token; rows may be preempted for it."""
+        state = self.state
+        rows = np.flatnonzero(state.is_decoding).astype(np.int32)
+        growing = rows[state.num_computed[rows] >= state.num_blocks[rows] * self._block_size]
+        if not len(growing):
+            return rows
+        if len(growing) <= self.blocks.num_available:
+            for row in growing.tolist():
+                self._grow(row)
+            return rows
+        for row in sorted(growing.tolist(), key=lambda row: self._sequence_in(row).rank):
+            if self._make_room_for(row):
+                self._grow(row)
+        return rows[state.is_decoding[rows]]
+
+    def _grow(self, row: int) -> None:
+        state = self.state
+        num_blocks = int(state.num_blocks[row])
+        block_table = state.block_table[row]
+        block_table[num_blocks] = self.blocks.allocate(1, int(block_table[num_blocks - 1]))[0]
+        state.num_blocks[row] = num_blocks + 1
+
+    def _make_room_for(self, row: int) -> bool:
+        """Preempt from the last rank up until a block is available. False when that hit the row itself."""
+        while self.state.is_running[row]:
+            if self.blocks.num_available:
+                return True
+            self._preempt(max(s for s in self.state.sequences if s is not None))
+        return False
+
+    def _preempt(self, sequence: Sequence) -> None:
+        sequence.token_ids = self.state.token_ids[sequence.row, : self.state.num_tokens[sequence.row]].copy()
+        sequence.num_preemptions += 1
+        self.counts.num_preemptions += 1
+        self._vacate(sequence)
+        sequence.state = SequenceState.WAITING
+        heappush(self._waiting, (*sequence.rank, sequence))
+
+    def _plan_prefills(self, budget: int, may_admit: bool, now_ns: int) -> list[tuple[int, int]]:
+        """(row, chunk) for as many prefills as the budget allows, by rank: those under way and those admitted now."""
+        chunks: list[tuple[int, int]] = []
+        position = 0  # in _prefilling: everything before it is planned
+        while budget > 0:
+            head = self._head_or_none() if may_admit else None
+            is_under_way = position < len(self._prefilling)
+            if head is not None and not (is_under_way and self._prefilling[position] < head):
+                may_admit = self._try_admit(head, now_ns)
+                if not may_admit:
+                    continue  # first come, first served: a big prompt is never overtaken
+            elif not is_under_way:
+                break
+            row = self._prefilling[position].row
+            chunk = min(budget, int(self.state.num_tokens[row] - self.state.num_computed[row]))
+            chunks.append((row, chunk))
+            budget -= chunk
+            position += 1
+        return chunks
+
+    def _head_or_none(self) -> Sequence | None:
+        """The waiting sequence of the first rank."""
+        while self._waiting:
+            head = self._waiting[0][2]
+            if head.state is SequenceState.WAITING:
+                return head
+            heappop(self._waiting)
+        return None
+
+    def _try_admit(self, sequence: Sequence, now_ns: int) -> bool:
+        """Give the head of the queue a row and the blocks of all its known tokens. False when there is no room."""
+        state = self.state
+        if not state.num_free_rows:
+            return False
+        num_tokens = len(sequence.token_ids)
+        cached = self._cached_prefix(sequence)
+        num_new = -(-num_tokens // self._block_size) - len(cached)
+        reserve = state.num_running
+        if num_new + self.blocks.num_idle_of(cached) + reserve > self.blocks.num_available:
+            return False
+        heappop(self._waiting)
+        self.blocks.acquire(cached)
+        blocks = cached + self.blocks.allocate(num_new, cached[-1] if cached else NOWHERE)
+        row = state.add(sequence)
+        state.block_table[row, : len(blocks)] = blocks
+        state.num_blocks[row] = len(blocks)
+        state.num_computed[row] = len(cached) * self._block_size
+        if sequence.is_cacheable:
+            state.next_link_len[row] = (len(cached) + 1) * self._block_size
+        insort(self._prefilling, sequence)
+        if not sequence.first_scheduled_ns:
+            self._note_start(sequence, len(cached) * self._block_size, now_ns)
+        return True
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        """Blocks of the longest cached prefix that leaves at least the last token to compute: it gives the logits."""
+        if not sequence.is_cacheable:
+            return []
+        max_blocks = (len(sequence.token_ids) - 1) // self._block_size
+        return self.blocks.cache.match(sequence.block_links[:max_blocks])
+
+    def _note_start(self, sequence: Sequence, num_cached: int, now_ns: int) -> None:
+        sequence.first_scheduled_ns = now_ns
+        sequence.num_cached_tokens = num_cached
+        self._started.append(sequence.stream_id)
+        if sequence.is_cacheable:
+            self.counts.prefix_queries += sequence.num_prompt_tokens
+            self.counts.prefix_hits += num_cached
+
+    def _plan(self, decode_rows: Int32Array, chunks: list[tuple[int, int]]) -> StepPlan:
+        state = self.state
+        num_decodes = len(decode_rows)
+        num_new_tokens = np.ones(num_decodes + len(chunks), np.int32)
+        rows = decode_rows
+        if chunks:
+            prefills = np.array(chunks, np.int32)
+            rows = np.concatenate((decode_rows, prefills[:, 0]))
+            num_new_tokens[num_decodes:] = prefills[:, 1]
+        context_lens = state.num_computed[rows]
+        return StepPlan(
+            rows=rows,
+            num_new_tokens=num_new_tokens,
+            context_lens=context_lens,
+            samples=context_lens + num_new_tokens == state.num_tokens[rows],
+            num_decodes=num_decodes,
+            num_tokens=num_decodes + sum(chunk for _, chunk in chunks),
+            freed_rows=state.take_freed_rows(),
+            changed_rows=state.take_changed_rows(),
+        )
+
+    # ── after the forward pass ───────────────────────────────────────────────────────────────────────────────────
+
+    def commit(self, plan: StepPlan, result: StepResult, now_ns: int | None = None) -> SampledTokens:
+        """Store the sampled tokens, publish blocks that became full, end what has ended; returns what streams get."""
+        now_ns = time.monotonic_ns() if now_ns is None else now_ns
+        state = self.state
+        rows, token_ids = plan.sampled_rows, result.token_ids
+        computed = plan.context_lens + plan.num_new_tokens
+        state.num_computed[plan.rows] = computed
+        num_tokens = state.num_tokens[rows]
+        state.token_ids[rows, num_tokens] = token_ids
+        num_tokens += 1
+        state.num_tokens[rows] = num_tokens
+        prefilled, linkable = rows[plan.num_decodes :], plan.rows[computed >= state.next_link_len[plan.rows]]
+        if result.failures:  # before anything of theirs is published
+            for row, message in result.failures.items():
+                self._fail(self._sequence_in(row), FailureCode.INTERNAL, message)
+            is_alive = state.is_running[rows]
+            rows, token_ids, num_tokens = rows[is_alive], token_ids[is_alive], num_tokens[is_alive]
+            prefilled, linkable = prefilled[state.is_running[prefilled]], linkable[state.is_running[linkable]]
+        if len(linkable):
+            self._publish_blocks(linkable)
+        if len(prefilled):
+            self._begin_decoding(prefilled, now_ns)
+        return self._check_stops(rows, token_ids, num_tokens, now_ns)
+
+    def _publish_blocks(self, rows: Int32Array) -> None:
+        """Offer blocks that are full and computed to the prefix cache; hashes of generated ones are made here."""
+        state, block_size = self.state, self._block_size
+        starts = (state.next_link_len[rows] - block_size) // block_size
+        ends = state.num_computed[rows] // block_size
+        for row, start, end in zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True):
+            links = self._sequence_in(row).block_links
+            for position in range(start, end):
+                if position == len(links):
+                    tokens = state.token_ids[row, position * block_size : (position + 1) * block_size]
+                    links.append(next_link(links[-1], tokens.tobytes()))
+                self.blocks.cache.publish(int(state.block_table[row, position]), links[position])
+        state.next_link_len[rows] = (ends + 1) * block_size
+
+    def _begin_decoding(self, rows: Int32Array, now_ns: int) -> None:
+        """These rows have their prompt computed and a first token."""
+        self.state.is_decoding[rows] = True
+        for row in rows.tolist():
+            sequence = self._sequence_in(row)
+            sequence.first_token_ns = sequence.first_token_ns or now_ns
+            self._prefilling.remove(sequence)
+
+    def _check_stops(
+        self, rows: Int32Array, token_ids: Int32Array, num_tokens: Int32Array, now_ns: int
+    ) -> SampledTokens:
+        """End what drew a stop id or is as long as it may be; the rest of the tokens go to their streams."""
+        state = self.state
+        has_stopped = (state.stop_ids[rows] == token_ids[:, None]).any(axis=1)
+        is_full = num_tokens >= state.max_total_len[rows]
+        if has_stopped.any():
+            has_stopped &= num_tokens - state.num_prompt[rows] >= state.min_tokens[rows]
+        is_sent = state.is_streaming[rows] & ~has_stopped
+        sent = rows[is_sent]
+        tokens = SampledTokens(state.slot[sent], state.number[sent], token_ids[is_sent])
+        for position in np.flatnonzero(has_stopped | is_full).tolist():
+            stop_token_id = int(token_ids[position]) if has_stopped[position] else NO_STOP_TOKEN
+            self._finish(self._sequence_in(int(rows[position])), stop_token_id, now_ns)
+        return tokens
+
+    # ── the end of a sequence ────────────────────────────────────────────────────────────────────────────────────
+
+    def _finish(self, sequence: Sequence, stop_token_id: int, now_ns: int) -> None:
+        has_stopped = stop_token_id != NO_STOP_TOKEN
+        output_ids = self.state.output_ids(sequence.row)
+        finish = Finish(
+            stream=sequence.number,
+            code=FinishCode.STOP if has_stopped else FinishCode.LENGTH,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+            num_output_tokens=len(output_ids),
+            stop_token_id=stop_token_id,
+            num_preemptions=sequence.num_preemptions,
+            queue_us=(sequence.first_scheduled_ns - sequence.arrival_ns) // 1000,
+            prefill_us=(sequence.first_token_ns - sequence.first_scheduled_ns) // 1000,
+            decode_us=(now_ns - sequence.first_token_ns) // 1000,
+        )
+        bulk = None
+        if not sequence.is_streaming:
+            bulk = output_ids[:-1] if has_stopped else output_ids
+        self._endings.append(Ending(sequence.slot, finish, bulk))
+        self._end(sequence)
+
+    def _fail(self, sequence: Sequence, code: FailureCode, message: str) -> None:
+        self._endings.append(Ending(sequence.slot, Failure(sequence.number, code, message)))
+        self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        """However it ended: give its row and blocks back and forget it."""
+        if sequence.state is SequenceState.RUNNING:
+            self._vacate(sequence)
+        sequence.state = SequenceState.ENDED
+        del self._sequences[sequence.stream_id]
+        self._ended.append(sequence.stream_id)
+        if len(self._waiting) > 2 * self.num_waiting + 64:
+            self._waiting = [entry for entry in self._waiting if entry[2].state is SequenceState.WAITING]
+            heapify(self._waiting)
+
+    def _vacate(self, sequence: Sequence) -> None:
+        """Leave the row; the blocks stay cached as far as they were published."""
+        row = sequence.row
+        if not self.state.is_decoding[row]:
+            self._prefilling.remove(sequence)
+        self.blocks.release(self.state.block_table[row, : self.state.num_blocks[row]].tolist())
+        self.state.remove(row)
+
+    def _sequence_in(self, row: int) -> Sequence:
+        sequence = self.state.sequences[row]
+        assert sequence is not None, f"{row=} has no sequence"
+        return sequence
+
+    # ── for tests and debugging ──────────────────────────────────────────────────────────────────────────────────
+
+    def check_integrity(self) -> None:
+        """Rows, blocks and queues agree with each other. O(everything); between two rounds only."""
+        state, num_users = self.state, dict[int, int]()
+        for row, sequence in enumerate(state.sequences):
+            assert (sequence is not None) == bool(state.is_running[row])
+            if sequence is None:
+                assert not state.is_decoding[row]
+                continue
+            assert sequence.row == row and sequence.state is SequenceState.RUNNING
+            assert self._sequences[sequence.stream_id] is sequence
+            assert (sequence in self._prefilling) != bool(state.is_decoding[row])
+            assert state.num_computed[row] <= state.num_blocks[row] * self._block_size
+            assert state.num_computed[row] < state.num_tokens[row] <= state.max_total_len[row]
+            for block in state.block_table[row, : state.num_blocks[row]].tolist():
+                num_users[block] = num_users.get(block, 0) + 1
+        self.blocks.check_integrity(num_users)
+        assert self._prefilling == sorted(self._prefilling)
+        waiting = [entry[2] for entry in self._waiting if entry[2].state is SequenceState.WAITING]
+        assert len(waiting) == self.num_waiting
+        assert {s.stream_id for s in waiting} <= self._sequences.keys()
