@@ -7,7 +7,7 @@ row. A steady decode step touches these arrays as whole columns and no Sequence 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_core.plan import Int32Array
+from engine_core.plan import Int32Array, Rows
 from engine_core.sequence import NO_ROW, Sequence, SequenceState
 from ipc.messages import SamplingParams
 
@@ -123,15 +123,15 @@ class BatchState:
         """A copy of what was generated in this row."""
         return self.token_ids[row, self.num_prompt[row] : self.num_tokens[row]].copy()
 
-    def take_freed_rows(self) -> Int32Array:
+    def take_freed_rows(self) -> Rows:
         """Rows given up since the last call."""
         freed, self._freed_rows = self._freed_rows, []
-        return np.array(freed, np.int32)
+        return np.array(freed, np.intp)
 
-    def take_changed_rows(self) -> Int32Array:
+    def take_changed_rows(self) -> Rows:
         """Rows with a new occupant since the last call; one that has left again is not among them."""
         changed, self._changed_rows = self._changed_rows, []
-        return np.array([row for row in dict.fromkeys(changed) if self.is_running[row]], np.int32)
+        return np.array([row for row in dict.fromkeys(changed) if self.is_running[row]], np.intp)
 
     def _set_sampling(self, row: int, sampling: SamplingParams, stream_id: int) -> None:
         self.temperature[row] = sampling.temperature

@@ -11,7 +11,7 @@ O(log n)). When memory is scarce idle blocks are evicted some at a time, so that
 """
 
 from collections.abc import Iterable
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 
 from engine_core.prefix_cache import PrefixCache
 
@@ -26,12 +26,26 @@ class FreeExtents:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_free = 0
-        self._size_from: dict[int, int] = {}  # first block of an extent -> its size
-        self._start_of_end: dict[int, int] = {}  # last block of an extent -> its first
-        self._by_size: list[tuple[int, int]] = []  # heap of (-size, first); stale entries are dropped when they surface
+        self._end_of: dict[int, int] = {}  # first block of an extent -> its last
+        self._start_of: dict[int, int] = {}  # last block of an extent -> its first
+        self._by_size: list[tuple[int, int]] = []  # heap of (-size, last); put right or dropped when they surface
         if num_blocks:
-            self._insert(0, num_blocks)
+            self._insert(0, num_blocks - 1)
             self.num_free = num_blocks
+
+    def take_one(self, after: int) -> int:
+        """One block, which must exist: the one behind `after` when that is free. See `take`."""
+        start = after + 1
+        end = self._end_of.pop(start, None)
+        if end is None:
+            return self.take(1)[0]
+        if end == start:
+            del self._start_of[end]
+        else:
+            self._end_of[start + 1] = end
+            self._start_of[end] = start + 1
+        self.num_free -= 1
+        return start
 
     def take(self, count: int, after: int = NOWHERE) -> list[int]:
         """`count` blocks, which must exist: the first behind block `after` when that is free, in few runs.
@@ -39,58 +53,58 @@ class FreeExtents:
         `after` is not free itself, so the block behind it is free only as the start of an extent.
         """
         blocks: list[int] = []
-        if after + 1 in self._size_from:
+        if after + 1 in self._end_of:
             self._carve(after + 1, 0, count, blocks)
         while len(blocks) < count:
-            start, size = self._largest()
+            start, end = self._largest()
             missing = count - len(blocks)
-            slack = 0 if start == 0 else max(size - missing, 0)  # the pool's first extent has no left neighbour
+            slack = 0 if start == 0 else max(end - start + 1 - missing, 0)  # block 0 has no left neighbour
             self._carve(start, slack // 2, missing, blocks)
         self.num_free -= count
         return blocks
 
     def give(self, block: int) -> None:
         """One block is free again; joins the extents beside it."""
-        start, size = block, 1
-        left = self._start_of_end.pop(block - 1, None)
-        if left is not None:
-            start, size = left, size + self._size_from.pop(left)
-        right = self._size_from.pop(block + 1, None)
-        if right is not None:
-            size += right
-        self._insert(start, size)
+        start = self._start_of.pop(block - 1, block)
+        end = self._end_of.pop(block + 1, block)
+        self._insert(start, end)
         self.num_free += 1
 
     def extents(self) -> list[tuple[int, int]]:
-        """(first block, size) of every extent, ascending."""
-        return sorted(self._size_from.items())
+        """(first block, last block) of every extent, ascending."""
+        return sorted(self._end_of.items())
 
     def _carve(self, start: int, offset: int, count: int, blocks: list[int]) -> None:
         """Move up to `count` blocks of the extent at `start` to `blocks`, leaving `offset` before them."""
-        size = self._size_from.pop(start)
-        del self._start_of_end[start + size - 1]
+        end = self._end_of.pop(start)
+        del self._start_of[end]
         first = start + offset
-        end = min(first + count, start + size)
+        last = min(first + count - 1, end)
         if offset:
-            self._insert(start, offset)
-        if end < start + size:
-            self._insert(end, start + size - end)
-        blocks.extend(range(first, end))
+            self._insert(start, first - 1)
+        if last < end:
+            self._insert(last + 1, end)
+        blocks.extend(range(first, last + 1))
 
-    def _insert(self, start: int, size: int) -> None:
-        self._size_from[start] = size
-        self._start_of_end[start + size - 1] = start
-        heappush(self._by_size, (-size, start))
-        if len(self._by_size) > 2 * len(self._size_from) + _STALE_ENTRIES:
-            self._by_size = [(-size, start) for start, size in self._size_from.items()]
+    def _insert(self, start: int, end: int) -> None:
+        self._end_of[start] = end
+        self._start_of[end] = start
+        heappush(self._by_size, (start - end - 1, end))
+        if len(self._by_size) > 2 * len(self._end_of) + _STALE_ENTRIES:
+            self._by_size = [(start - end - 1, end) for start, end in self._end_of.items()]
             heapify(self._by_size)
 
     def _largest(self) -> tuple[int, int]:
+        """First and last block of the largest extent. `take_one` shrinks extents without a word to the heap."""
         while True:
-            negative_size, start = self._by_size[0]
-            if self._size_from.get(start) == -negative_size:
-                return start, -negative_size
-            heappop(self._by_size)
+            negative_size, end = self._by_size[0]
+            start = self._start_of.get(end)
+            if start is None or end - start + 1 > -negative_size:
+                heappop(self._by_size)  # gone, or merged: then there is a larger entry for it
+            elif end - start + 1 < -negative_size:
+                heapreplace(self._by_size, (start - end - 1, end))
+            else:
+                return start, end
 
 
 class BlockManager:
@@ -121,6 +135,15 @@ class BlockManager:
             self._num_users[block] = 1
         return blocks
 
+    def allocate_behind(self, lasts: list[int]) -> list[int]:
+        """One private block per entry of `lasts`, behind it if possible: running sequences grow. As `allocate`."""
+        if self._free.num_free < len(lasts):
+            self._evict(len(lasts))
+        blocks = list(map(self._free.take_one, lasts))
+        for block in blocks:
+            self._num_users[block] = 1
+        return blocks
+
     def num_idle_of(self, blocks: Iterable[int]) -> int:
         """How many of these cached blocks `acquire` would take away from `num_available`."""
         return sum(map(self.cache.is_idle, blocks))
@@ -144,7 +167,7 @@ class BlockManager:
 
     def check_integrity(self, num_users: dict[int, int]) -> None:
         """Every block is in exactly one place, and has the users the caller counted. O(num_blocks)."""
-        free = {block for start, size in self._free.extents() for block in range(start, start + size)}
+        free = {block for start, end in self._free.extents() for block in range(start, end + 1)}
         assert len(free) == self._free.num_free
         for block, users in enumerate(self._num_users):
             assert users == num_users.get(block, 0), f"{block=} {users=} expected={num_users.get(block, 0)}"

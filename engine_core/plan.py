@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Int32Array = NDArray[np.int32]
+Rows = NDArray[np.intp]  # indices of BatchState rows: numpy gathers with its own index type three times faster
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,17 +23,17 @@ class StepPlan:
     runner draws the next one. A row appears at most once. The arrays belong to the plan and stay as they are.
     """
 
-    rows: Int32Array  # (n,) rows of BatchState
+    rows: Rows  # (n,) rows of BatchState
     num_new_tokens: Int32Array  # (n,) at least 1; exactly 1 for decodes
     context_lens: Int32Array  # (n,) tokens whose K/V is there before this step
     samples: NDArray[np.bool_]  # (n,) True for every decode and for the last chunk of a prefill
     num_decodes: int
     num_tokens: int  # sum of num_new_tokens
-    freed_rows: Int32Array  # rows given up since the previous plan: forget what is cached for them, before changed_rows
-    changed_rows: Int32Array  # rows with a new occupant since the previous plan: read all of the row's columns again
+    freed_rows: Rows  # rows given up since the previous plan: forget what is cached for them, before changed_rows
+    changed_rows: Rows  # rows with a new occupant since the previous plan: read all of the row's columns again
 
     @property
-    def sampled_rows(self) -> Int32Array:
+    def sampled_rows(self) -> Rows:
         """(m,) the rows that get a token, in the order of `StepResult.token_ids`."""
         return self.rows[self.samples]
 

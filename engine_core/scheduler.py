@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from engine_core.batch_state import BatchState
 from engine_core.block_manager import NOWHERE, BlockManager
-from engine_core.plan import Int32Array, StepPlan, StepResult
+from engine_core.plan import Int32Array, Rows, StepPlan, StepResult
 from engine_core.sequence import Sequence, SequenceState
 from ipc.block_hash import next_link
 from ipc.messages import generation_of, slot_of
@@ -187,28 +187,28 @@ class Scheduler:
             if sequence is not None and not sequence.first_scheduled_ns:
                 self._fail(sequence, FailureCode.DEADLINE, "the request did not start before its deadline")
 
-    def _grow_decodes(self) -> Int32Array:
+    def _grow_decodes(self) -> Rows:
         """The decoding rows, each with a block for its next token; rows may be preempted for it."""
         state = self.state
-        rows = np.flatnonzero(state.is_decoding).astype(np.int32)
+        rows = np.flatnonzero(state.is_decoding)
         growing = rows[state.num_computed[rows] >= state.num_blocks[rows] * self._block_size]
         if not len(growing):
             return rows
         if len(growing) <= self.blocks.num_available:
-            for row in growing.tolist():
-                self._grow(row)
+            self._grow(growing)
             return rows
         for row in sorted(growing.tolist(), key=lambda row: self._sequence_in(row).rank):
             if self._make_room_for(row):
-                self._grow(row)
+                self._grow(np.array([row]))
         return rows[state.is_decoding[rows]]
 
-    def _grow(self, row: int) -> None:
+    def _grow(self, rows: Rows) -> None:
+        """One more block for each of these rows; there are enough."""
         state = self.state
-        num_blocks = int(state.num_blocks[row])
-        block_table = state.block_table[row]
-        block_table[num_blocks] = self.blocks.allocate(1, int(block_table[num_blocks - 1]))[0]
-        state.num_blocks[row] = num_blocks + 1
+        num_blocks = state.num_blocks[rows]
+        lasts = state.block_table[rows, num_blocks - 1].tolist()
+        state.block_table[rows, num_blocks] = self.blocks.allocate_behind(lasts)
+        state.num_blocks[rows] = num_blocks + 1
 
     def _make_room_for(self, row: int) -> bool:
         """Preempt from the last rank up until a block is available. False when that hit the row itself."""
@@ -295,13 +295,13 @@ class Scheduler:
             self.counts.prefix_queries += sequence.num_prompt_tokens
             self.counts.prefix_hits += num_cached
 
-    def _plan(self, decode_rows: Int32Array, chunks: list[tuple[int, int]]) -> StepPlan:
+    def _plan(self, decode_rows: Rows, chunks: list[tuple[int, int]]) -> StepPlan:
         state = self.state
         num_decodes = len(decode_rows)
         num_new_tokens = np.ones(num_decodes + len(chunks), np.int32)
         rows = decode_rows
         if chunks:
-            prefills = np.array(chunks, np.int32)
+            prefills = np.array(chunks, np.intp)
             rows = np.concatenate((decode_rows, prefills[:, 0]))
             num_new_tokens[num_decodes:] = prefills[:, 1]
         context_lens = state.num_computed[rows]
@@ -342,21 +342,42 @@ class Scheduler:
             self._begin_decoding(prefilled, now_ns)
         return self._check_stops(rows, token_ids, num_tokens, now_ns)
 
-    def _publish_blocks(self, rows: Int32Array) -> None:
-        """Offer blocks that are full and computed to the prefix cache; hashes of generated ones are made here."""
-        state, block_size = self.state, self._block_size
-        starts = (state.next_link_len[rows] - block_size) // block_size
-        ends = state.num_computed[rows] // block_size
-        for row, start, end in zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True):
-            links = self._sequence_in(row).block_links
-            for position in range(start, end):
-                if position == len(links):
-                    tokens = state.token_ids[row, position * block_size : (position + 1) * block_size]
-                    links.append(next_link(links[-1], tokens.tobytes()))
-                self.blocks.cache.publish(int(state.block_table[row, position]), links[position])
-        state.next_link_len[rows] = (ends + 1) * block_size
+    def _publish_blocks(self, rows: Rows) -> None:
+        """Offer blocks that became full to the prefix cache: rows that decode have one, prefill chunks many."""
+        state = self.state
+        has_many = state.num_computed[rows] - state.next_link_len[rows] >= self._block_size
+        for row in rows[has_many].tolist():
+            self._publish_run(row)
+        rows = rows[~has_many]
+        if len(rows):
+            self._publish_one_each(rows)
 
-    def _begin_decoding(self, rows: Int32Array, now_ns: int) -> None:
+    def _publish_run(self, row: int) -> None:
+        state, block_size = self.state, self._block_size
+        start = int(state.next_link_len[row]) // block_size - 1
+        end = int(state.num_computed[row]) // block_size
+        links = self._sequence_in(row).block_links
+        while len(links) < end:  # a preempted sequence brings generated tokens
+            tokens = state.token_ids[row, len(links) * block_size : (len(links) + 1) * block_size]
+            links.append(next_link(links[-1], tokens.tobytes()))
+        for block, link in zip(state.block_table[row, start:end].tolist(), links[start:end], strict=True):
+            self.blocks.cache.publish(block, link)
+        state.next_link_len[row] = (end + 1) * block_size
+
+    def _publish_one_each(self, rows: Rows) -> None:
+        """The same for many rows with one block each, gathered at once."""
+        state, block_size = self.state, self._block_size
+        positions = state.next_link_len[rows] // block_size - 1
+        state.next_link_len[rows] += block_size
+        tokens = state.token_ids[rows[:, None], positions[:, None] * block_size + np.arange(block_size)].tobytes()
+        blocks = state.block_table[rows, positions].tolist()
+        for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+            links = self._sequence_in(row).block_links
+            if position == len(links):
+                links.append(next_link(links[-1], tokens[4 * block_size * index : 4 * block_size * (index + 1)]))
+            self.blocks.cache.publish(blocks[index], links[position])
+
+    def _begin_decoding(self, rows: Rows, now_ns: int) -> None:
         """These rows have their prompt computed and a first token."""
         self.state.is_decoding[rows] = True
         for row in rows.tolist():
@@ -364,9 +385,7 @@ class Scheduler:
             sequence.first_token_ns = sequence.first_token_ns or now_ns
             self._prefilling.remove(sequence)
 
-    def _check_stops(
-        self, rows: Int32Array, token_ids: Int32Array, num_tokens: Int32Array, now_ns: int
-    ) -> SampledTokens:
+    def _check_stops(self, rows: Rows, token_ids: Int32Array, num_tokens: Int32Array, now_ns: int) -> SampledTokens:
         """End what drew a stop id or is as long as it may be; the rest of the tokens go to their streams."""
         state = self.state
         has_stopped = (state.stop_ids[rows] == token_ids[:, None]).any(axis=1)
