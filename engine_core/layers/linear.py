@@ -1,0 +1,38 @@
+"""A dense layer y = x Wᵀ + b, with the weight repacked for the CPU where that pays.
+
+oneDNN reorders a plain weight in every call; packed once, a single decoding row costs 30-45 % less (SmolLM2 shapes, bf16).
+This is what torch's own inductor does when it freezes a model, through the same two operators.
+"""
+
+import torch
+from torch import Tensor
+
+PACK_FOR_ROWS = 16  # a hint: the layout oneDNN picks for small batches serves large ones as well
+
+
+class Linear:
+    """`weight` is (out_features, in_features); `bias` is (out_features,) or None."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.out_features = weight.shape[0]
+        self._bias = bias
+        self._is_packed = can_pack(weight)
+        self._weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_FOR_ROWS) if self._is_packed else weight
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(num_tokens, in_features) → (num_tokens, out_features)"""
+        if self._is_packed:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+            return y
+        return torch.nn.functional.linear(x, self._weight, self._bias)
+
+
+def can_pack(weight: Tensor) -> bool:
+    """On a CPU whose oneDNN computes in this dtype."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32

@@ -1,0 +1,127 @@
+"""Computes plans with a real model: inputs, forward pass, logits, samples. Owns the weights and the K/V memory."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from config.model_folder import ModelFolder
+from config.settings import Settings
+from engine_core.attention.base import AttentionBackend, AttentionMetadata, Run, SequenceSpan
+from engine_core.attention.cpu import cpu_attention
+from engine_core.attention.reference import reference_attention
+from engine_core.batch_inputs import BatchInputBuilder
+from engine_core.batch_state import BatchState
+from engine_core.errors import CannotBoot
+from engine_core.kv_cache import KvCache, allocate_kv_cache
+from engine_core.loader import Checkpoint, DummyWeights, Weights
+from engine_core.models.decoder import Decoder
+from engine_core.models.registry import decoder_config
+from engine_core.plan import StepPlan, StepResult
+from engine_core.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WARM_UP_TOKENS = (1, 2, 4, 8, 16, 64)  # oneDNN builds its kernels per number of rows, at the first use
+LOADED_PERMILLE = 900  # of a start; the rest is warming up
+
+
+def build_runner(
+    settings: Settings, model: ModelFolder, state: BatchState, progress: Callable[[int], None]
+) -> "ModelRunner":
+    """Load the model and allocate its K/V memory. `progress` gets permille. Raises CannotBoot."""
+    device = _device(settings.engine.device)
+    if device.type == "cpu":
+        torch.set_num_threads(settings.engine.engine_threads or _threads_per_engine(settings.engine.engines))
+    dtype = _dtype(settings.model.dtype, model, device)
+    config = decoder_config(model.architecture, model.hf_config)
+
+    def loaded(done: int, total: int) -> None:
+        progress(LOADED_PERMILLE * done // total)
+
+    weights: Weights = (
+        DummyWeights(dtype, device)
+        if settings.model.load_format == "dummy"
+        else Checkpoint(Path(model.path), dtype, device, loaded)
+    )
+    attention: AttentionBackend = cpu_attention if device.type == "cpu" else reference_attention
+    decoder = Decoder(config, weights, attention, max_model_len=model.max_model_len, dtype=dtype, device=device)
+    kv_cache = allocate_kv_cache(config, settings.engine, max_model_len=model.max_model_len, dtype=dtype, device=device)
+    logger.info(
+        "model loaded",
+        extra={"architecture": model.architecture, "dtype": str(dtype).removeprefix("torch."), "device": device.type},
+    )
+    return ModelRunner(decoder, kv_cache, state, device)
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A pass that was over when it was launched: the CPU computes in `launch`."""
+
+    step_result: StepResult
+
+    def result(self) -> StepResult:
+        return self.step_result
+
+
+class ModelRunner:
+    """engine_core.plan.Runner over a Decoder."""
+
+    def __init__(self, decoder: Decoder, kv_cache: KvCache, state: BatchState, device: torch.device) -> None:
+        self.num_blocks = kv_cache.num_blocks
+        self._decoder, self._pools = decoder, kv_cache.pools
+        self._inputs = BatchInputBuilder(state, device)
+        self._sampler = Sampler(state)
+        self._device = device
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Passes of several sizes over the first slots, which nobody owns yet and everybody overwrites."""
+        for num_tokens in WARM_UP_TOKENS:
+            if num_tokens <= len(self._pools[0]):
+                self._warm_pass(num_tokens)
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Computed:
+        inputs = self._inputs.build(plan)
+        hidden = self._decoder(inputs.token_ids, inputs.positions, self._pools, inputs.metadata)
+        rows = plan.sampled_rows
+        if len(rows) == 0:
+            return Computed(StepResult(plan.context_lens[:0]))
+        if len(rows) < plan.num_tokens:
+            hidden = hidden.index_select(0, inputs.sampled_tokens)
+        return Computed(self._sampler.sample(self._decoder.logits(hidden), rows))
+
+    def _warm_pass(self, num_tokens: int) -> None:
+        numbers = torch.arange(num_tokens, device=self._device)
+        spans = tuple(SequenceSpan(n, 1, (Run(0, n + 1),)) for n in range(num_tokens))
+        metadata = AttentionMetadata(spans=spans, slot_mapping=numbers)
+        hidden = self._decoder(torch.zeros_like(numbers), numbers, self._pools, metadata)
+        self._decoder.logits(hidden)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CannotBoot("--device cuda, but torch sees no CUDA device here")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _dtype(name: str, model: ModelFolder, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's, and on a CPU without bf16 arithmetic float32."""
+    if name != "auto":
+        return DTYPES[name]
+    declared = str(model.hf_config.get("dtype") or model.hf_config.get("torch_dtype") or "float32")
+    dtype = DTYPES.get(declared.removeprefix("torch."), torch.float32)
+    if device.type == "cpu" and dtype != torch.float32:
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return dtype
+
+
+def _threads_per_engine(num_engines: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // num_engines)

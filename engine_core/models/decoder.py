@@ -1,0 +1,178 @@
+"""The decoder-only transformer that Llama, Mistral, Qwen2 and Qwen3 are variants of.
+
+A variant says what differs in a DecoderConfig; everything else is one straight forward pass over flat tokens: no batch
+dimension, no padding, sequences told apart by the attention metadata alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine_core.attention.base import AttentionBackend, AttentionMetadata
+from engine_core.errors import CannotBoot
+from engine_core.layers.linear import Linear
+from engine_core.layers.norm import RmsNorm
+from engine_core.layers.rotary import Rotary
+from engine_core.loader import Weights
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    has_tied_embeddings: bool
+    has_qkv_bias: bool
+    has_qk_norm: bool
+    hf_config: dict[str, Any]  # Any: rope parameters as config.json has them
+
+
+def read_config(hf_config: dict[str, Any], *, has_qkv_bias: bool, has_qk_norm: bool) -> DecoderConfig:
+    """The fields all variants share. Raises CannotBoot for what none of them computes here."""
+    try:
+        hidden_size, num_heads = int(hf_config["hidden_size"]), int(hf_config["num_attention_heads"])
+        config = DecoderConfig(
+            vocab_size=int(hf_config["vocab_size"]),
+            hidden_size=hidden_size,
+            intermediate_size=int(hf_config["intermediate_size"]),
+            num_layers=int(hf_config["num_hidden_layers"]),
+            num_heads=num_heads,
+            num_kv_heads=int(hf_config.get("num_key_value_heads") or num_heads),
+            head_dim=int(hf_config.get("head_dim") or hidden_size // num_heads),
+            rms_norm_eps=float(hf_config.get("rms_norm_eps", 1e-6)),
+            has_tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
+            has_qkv_bias=has_qkv_bias,
+            has_qk_norm=has_qk_norm,
+            hf_config=hf_config,
+        )
+    except KeyError as error:
+        raise CannotBoot(f"config.json lacks {error.args[0]}") from None
+    _refuse_what_is_not_computed(hf_config)
+    return config
+
+
+def _refuse_what_is_not_computed(hf_config: dict[str, Any]) -> None:
+    if hf_config.get("hidden_act", "silu") != "silu":
+        raise CannotBoot(f"activation '{hf_config['hidden_act']}' is not supported (supported: silu)")
+    if hf_config.get("quantization_config"):
+        kind = hf_config["quantization_config"].get("quant_method", "unknown")
+        raise CannotBoot(f"weights quantized with '{kind}' are not supported: use the model's bf16 weights")
+    if hf_config.get("mlp_bias"):
+        raise CannotBoot("config.json sets mlp_bias, which is not supported")
+    window, is_used = hf_config.get("sliding_window"), hf_config.get("use_sliding_window", True)
+    if window and is_used and window < int(hf_config.get("max_position_embeddings", 0)):
+        raise CannotBoot(f"sliding-window attention (sliding_window={window}) is not supported")
+
+
+class Decoder:
+    """A whole model, ready to run."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: Weights,
+        attention: AttentionBackend,
+        *,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self._embedding = weights.take("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        self._rotary = Rotary(config.head_dim, max_model_len, config.hf_config, dtype, device)
+        self._layers = [
+            DecoderLayer(config, weights, f"model.layers.{number}", attention, self._rotary)
+            for number in range(config.num_layers)
+        ]
+        self._norm = RmsNorm(weights.take("model.norm.weight", config.hidden_size), config.rms_norm_eps)
+        self._lm_head = Linear(self._lm_head_weight(weights))
+        weights.finish()
+
+    def __call__(
+        self, token_ids: Tensor, positions: Tensor, pools: list[Tensor], metadata: AttentionMetadata
+    ) -> Tensor:
+        """(num_tokens,) ids and positions, one K/V pool per layer → (num_tokens, hidden_size), normalized."""
+        hidden = self._embedding.index_select(0, token_ids)
+        cos, sin = self._rotary.rows(positions)
+        for layer, pool in zip(self._layers, pools, strict=True):
+            layer(hidden, cos, sin, pool, metadata)
+        return self._norm(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(num_rows, hidden_size) → (num_rows, vocab_size) float32"""
+        return self._lm_head(hidden).float()
+
+    def _lm_head_weight(self, weights: Weights) -> Tensor:
+        config = self.config
+        if config.has_tied_embeddings or not weights.has("lm_head.weight"):
+            if weights.has("lm_head.weight"):
+                weights.take("lm_head.weight", config.vocab_size, config.hidden_size)  # stored twice: the same tensor
+            return self._embedding
+        return weights.take("lm_head.weight", config.vocab_size, config.hidden_size)
+
+
+class DecoderLayer:
+    """Attention and a gated MLP, each behind a norm and added to the residual stream in place."""
+
+    def __init__(
+        self, config: DecoderConfig, weights: Weights, name: str, attention: AttentionBackend, rotary: Rotary
+    ) -> None:
+        self._num_heads, self._num_kv_heads = config.num_heads, config.num_kv_heads
+        self._head_dim = config.head_dim
+        self._attention, self._rotary = attention, rotary
+        self._input_norm = RmsNorm(
+            weights.take(f"{name}.input_layernorm.weight", config.hidden_size), config.rms_norm_eps
+        )
+        self._post_norm = RmsNorm(
+            weights.take(f"{name}.post_attention_layernorm.weight", config.hidden_size), config.rms_norm_eps
+        )
+        self._qkv = _fused_qkv(config, weights, f"{name}.self_attn")
+        self._output = Linear(
+            weights.take(f"{name}.self_attn.o_proj.weight", config.hidden_size, config.num_heads * config.head_dim)
+        )
+        inner, outer = config.intermediate_size, config.hidden_size
+        self._intermediate_size = inner
+        gate, up = (weights.take(f"{name}.mlp.{part}_proj.weight", inner, outer) for part in ("gate", "up"))
+        self._gate_up = Linear(torch.cat((gate, up)))
+        self._down = Linear(weights.take(f"{name}.mlp.down_proj.weight", outer, inner))
+        self._q_norm = self._k_norm = None
+        if config.has_qk_norm:
+            self._q_norm, self._k_norm = (
+                RmsNorm(weights.take(f"{name}.self_attn.{part}_norm.weight", config.head_dim), config.rms_norm_eps)
+                for part in ("q", "k")
+            )
+
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: AttentionMetadata) -> None:
+        """Add this layer to `hidden` (num_tokens, hidden_size) in place."""
+        hidden.add_(self._attend(self._input_norm(hidden), cos, sin, pool, metadata))
+        gate_up = self._gate_up(self._post_norm(hidden))
+        gate, up = gate_up[:, : self._intermediate_size], gate_up[:, self._intermediate_size :]
+        hidden.add_(self._down(torch.nn.functional.silu(gate).mul_(up)))
+
+    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: AttentionMetadata) -> Tensor:
+        num_tokens, num_rotated = x.shape[0], self._num_heads + self._num_kv_heads
+        heads = self._qkv(x).view(num_tokens, num_rotated + self._num_kv_heads, self._head_dim)  # q, k, v heads
+        q, k = heads[:, : self._num_heads], heads[:, self._num_heads : num_rotated]
+        if self._q_norm is not None and self._k_norm is not None:
+            q.copy_(self._q_norm(q))
+            k.copy_(self._k_norm(k))
+        self._rotary.rotate_(heads[:, :num_rotated], cos, sin)
+        kv = heads[:, self._num_heads :].view(num_tokens, 2, self._num_kv_heads, self._head_dim)
+        return self._output(self._attention(q, kv, pool, metadata))
+
+
+def _fused_qkv(config: DecoderConfig, weights: Weights, name: str) -> Linear:
+    """One product for q, k and v: rows in that order."""
+    rows = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+    sizes = {part: heads * config.head_dim for part, heads in rows.items()}
+    weight = torch.cat([weights.take(f"{name}.{p}_proj.weight", size, config.hidden_size) for p, size in sizes.items()])
+    if not config.has_qkv_bias:
+        return Linear(weight)
+    return Linear(weight, torch.cat([weights.take(f"{name}.{part}_proj.bias", size) for part, size in sizes.items()]))

@@ -1,0 +1,141 @@
+"""Logits become token ids, batched over rows, each row by its own parameters. Semantics are vLLM's:
+
+    min_tokens mask and logit bias → penalties → (greedy rows: argmax) → temperature → min_p → top_k → top_p → draw
+
+A draw inverts the row's cumulative distribution, in token order, at a uniform number that depends on the row's seed and
+position alone (engine_core.philox), so it does not depend on the rest of the batch. Rows that ask for nothing cost
+nothing beyond one pass for the maximum, which is also where a row of NaN or infinity is noticed and fails alone.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine_core.batch_state import NO_STOP_ID, BatchState
+from engine_core.philox import uniforms
+from engine_core.plan import Rows, StepResult
+
+GREEDY_BELOW = 1e-5  # temperatures below are greedy, as in vLLM
+NUM_CANDIDATES = 512  # looked at for top_p before the whole row is sorted
+
+
+class Sampler:
+    def __init__(self, state: BatchState) -> None:
+        self._state = state
+
+    def sample(self, logits: Tensor, rows: Rows) -> StepResult:
+        """(m, vocab_size) float32 logits of (m,) BatchState rows; the logits are overwritten."""
+        self._mask_stop_ids(logits, rows)
+        self._add_logit_bias(logits, rows)
+        self._penalize(logits, rows)
+        best = logits.max(dim=-1)
+        token_ids = best.indices.to("cpu", torch.int32).numpy()
+        failures = {}
+        is_finite = np.isfinite(best.values.cpu().numpy())
+        if not is_finite.all():
+            failures = {int(row): "the model gave no finite logits" for row in rows[~is_finite]}
+        drawn = np.flatnonzero((self._state.temperature[rows] >= GREEDY_BELOW) & is_finite)
+        if len(drawn):
+            chosen = logits if len(drawn) == len(rows) else logits[torch.from_numpy(drawn).to(logits.device)]
+            token_ids[drawn] = self._draw(chosen, rows[drawn])
+        return StepResult(token_ids, failures)
+
+    def _mask_stop_ids(self, logits: Tensor, rows: Rows) -> None:
+        """No stop id before min_tokens."""
+        state = self._state
+        too_short = state.num_tokens[rows] - state.num_prompt[rows] < state.min_tokens[rows]
+        for index in np.flatnonzero(too_short):
+            stop_ids = state.stop_ids[rows[index]]
+            logits[
+                index, torch.from_numpy(stop_ids[stop_ids != NO_STOP_ID].astype(np.int64)).to(logits.device)
+            ] = -torch.inf
+
+    def _add_logit_bias(self, logits: Tensor, rows: Rows) -> None:
+        logit_bias = self._state.logit_bias
+        for index, row in enumerate(rows.tolist()):
+            if logit_bias[row]:
+                ids, biases = zip(*logit_bias[row], strict=True)
+                logits[index, torch.tensor(ids, device=logits.device)] += torch.tensor(biases, device=logits.device)
+
+    def _penalize(self, logits: Tensor, rows: Rows) -> None:
+        """Repetition sees prompt and output; presence and frequency see the output."""
+        state = self._state
+        repeats = state.repetition_penalty[rows] != 1.0
+        counts = (state.presence_penalty[rows] != 0.0) | (state.frequency_penalty[rows] != 0.0)
+        for index in np.flatnonzero(repeats | counts):
+            row = rows[index]
+            tokens = state.token_ids[row, : state.num_tokens[row]]
+            if repeats[index]:
+                ids = torch.from_numpy(np.unique(tokens).astype(np.int64)).to(logits.device)
+                seen, penalty = logits[index, ids], float(state.repetition_penalty[row])
+                logits[index, ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
+            if counts[index]:
+                unique, times = np.unique(tokens[state.num_prompt[row] :], return_counts=True)
+                penalties = state.presence_penalty[row] + state.frequency_penalty[row] * times.astype(np.float32)
+                ids = torch.from_numpy(unique.astype(np.int64)).to(logits.device)
+                logits[index, ids] -= torch.from_numpy(penalties.astype(np.float32)).to(logits.device)
+
+    def _draw(self, logits: Tensor, rows: Rows) -> NDArray[np.int32]:
+        """One random token per row."""
+        state = self._state
+        positions = (state.num_tokens[rows] - state.num_prompt[rows]).astype(np.uint64)
+        draws = torch.from_numpy(uniforms(state.seed[rows], positions)).to(logits.device)
+        temperatures = torch.from_numpy(state.temperature[rows]).to(logits.device)
+        scaled = logits / temperatures.unsqueeze(1)
+        self._apply_min_p(scaled, rows)
+        is_cut = (state.top_k[rows] > 0) & (state.top_k[rows] < logits.shape[1]) | (state.top_p[rows] < 1.0)
+        token_ids = np.empty(len(rows), np.int32)
+        whole, cut = np.flatnonzero(~is_cut), np.flatnonzero(is_cut)
+        if len(whole):
+            probabilities = torch.softmax(scaled[torch.from_numpy(whole)], dim=-1)
+            token_ids[whole] = _invert(probabilities, draws[whole]).cpu().numpy()
+        if len(cut):
+            token_ids[cut] = self._draw_cut(scaled[torch.from_numpy(cut)], rows[cut], draws[cut])
+        return token_ids
+
+    def _apply_min_p(self, scaled: Tensor, rows: Rows) -> None:
+        min_p = self._state.min_p[rows]
+        for index in np.flatnonzero(min_p > 0.0):
+            threshold = scaled[index].max() + float(np.log(min_p[index]))
+            scaled[index].masked_fill_(scaled[index] < threshold, -torch.inf)
+
+    def _draw_cut(self, scaled: Tensor, rows: Rows, draws: Tensor) -> NDArray[np.int32]:
+        """Rows with top_k or top_p: look at the largest candidates first, at all of them only where those do not do."""
+        state, vocab_size = self._state, scaled.shape[1]
+        top_k = np.where(state.top_k[rows] > 0, state.top_k[rows], vocab_size)
+        num_candidates = min(vocab_size, max(NUM_CANDIDATES, int(top_k[top_k < vocab_size].max(initial=0)) + 1))
+        limits = torch.from_numpy(top_k.astype(np.int64)).to(scaled.device).clamp_(max=vocab_size).unsqueeze(1)
+        top_p = torch.from_numpy(state.top_p[rows]).to(scaled.device).unsqueeze(1)
+        kept, ids, is_enough = _kept(scaled, limits, top_p, num_candidates)
+        if not bool(is_enough.all()):
+            kept, ids, _ = _kept(scaled, limits, top_p, vocab_size)
+        # Back into token order: nearly equal candidates may be ranked differently in another batch.
+        ids, order = ids.sort(dim=-1)
+        index = _invert(kept.gather(1, order), draws)
+        chosen: NDArray[np.int32] = ids.gather(1, index.unsqueeze(1)).squeeze(1).to("cpu", torch.int32).numpy()
+        return chosen
+
+
+def _kept(scaled: Tensor, limits: Tensor, top_p: Tensor, num_candidates: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest candidates: their probabilities (0 where cut), their ids, and whether the cuts lie among them.
+
+    top_k keeps ties with the k-th largest, as vLLM does; top_p then keeps the smallest set that reaches its mass.
+    """
+    values, ids = scaled.topk(num_candidates, dim=-1)  # descending
+    has_top_k = limits < scaled.shape[1]
+    kth = values.gather(1, limits.clamp(max=num_candidates) - 1)
+    values = values.masked_fill(has_top_k & (values < kth), -torch.inf)
+    total = torch.where(has_top_k, values.logsumexp(-1, keepdim=True), scaled.logsumexp(-1, keepdim=True))
+    probabilities = (values - total).exp().double()
+    before = probabilities.cumsum(-1) - probabilities  # mass of everything ranked higher
+    kept = probabilities.masked_fill((before >= top_p.double()) & (top_p < 1.0), 0.0)
+    last_is_cut = (kept[:, -1] == 0.0) | (num_candidates == scaled.shape[1])
+    return kept, ids, last_is_cut
+
+
+def _invert(weights: Tensor, draws: Tensor) -> Tensor:
+    """(m, n) unnormalized weights at (m,) numbers in [0, 1) → (m,) indices; never one of weight zero."""
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    targets = draws.double().unsqueeze(1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, targets, right=True).squeeze(1).clamp_(max=weights.shape[1] - 1)
