@@ -1,5 +1,7 @@
 """The K/V memory: one zeroed pool per layer, sized once."""
 
+import math
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +43,20 @@ def allocate_kv_cache(
         )
     size = (config.num_layers, num_blocks * settings.block_size, 2, config.num_kv_heads, config.head_dim)
     try:
-        memory = torch.zeros(size, dtype=dtype, device=device)
-    except (RuntimeError, torch.OutOfMemoryError):
+        memory = _zeroed(size, dtype, device)
+    except (RuntimeError, OSError, ValueError):
         raise CannotBoot(
             f"the KV cache of {num_blocks * block_bytes >> 20} MiB cannot be allocated: lower --kv-cache-memory-bytes"
         ) from None
     return KvCache(list(memory.unbind(0)), num_blocks)
+
+
+def _zeroed(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a CPU untouched anonymous pages, which are zero and take no memory: torch.zeros would write all of them."""
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(size) * dtype.itemsize)
+    return torch.frombuffer(pages, dtype=dtype).view(size)
 
 
 def _budget_bytes(settings: EngineSettings, device: torch.device) -> int:
