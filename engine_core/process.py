@@ -5,6 +5,7 @@ gone: running streams go on, the socket reconnects. A worker gone: its streams a
 or of the broker's word. The supervisor gone: its death signal ends this process.
 """
 
+import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -54,6 +55,7 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     cell.beat()
     cell.state = State.READY
     logger.info("engine ready", extra={"engine": handles.index, "num_blocks": runner.num_blocks})
+    gc.freeze()  # what is here stays for life: the collector need not look at it again
     engine.run(stop)
     cell.state = State.DRAINING
     socket.close()

@@ -1,8 +1,8 @@
 """The scheduler with a runner that keeps real K/V: a block remembers which tokens were computed into it.
 
 The machine submits, aborts, replaces workers and steps in any order. The runner checks what a model would need: every
-token in front of the chunk has its K/V in the sequence's blocks, computed from the very same tokens. A pool much smaller
-than the sequences want forces preemption; few distinct tokens force shared prefixes.
+token in front of the chunk has its K/V in the sequence's blocks, computed from the very same tokens. A pool much
+smaller than the sequences want forces preemption; few distinct tokens force shared prefixes.
 """
 
 import hypothesis.strategies as st
@@ -12,15 +12,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine_core.batch_state import BatchState
 from engine_core.plan import StepPlan, StepResult
-from engine_core.scheduler import Scheduler
+from engine_core.scheduler import Ending, Scheduler
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES, chain
-from ipc.messages import SamplingParams, generation_of, make_stream_id, number_of, slot_of
-from ipc.record import Failure, Finish
+from ipc.messages import SamplingParams, StreamId, generation_of, make_stream_id, number_of, slot_of
+from ipc.record import Failure, FailureCode, Finish
 
 BLOCK_SIZE = 4
 MAX_MODEL_LEN = 48
 STOP_ID = 9
+
+
+# Long enough for preemption, alike enough for shared prefixes.
+prompts = st.builds(
+    lambda length, tail: [0, 1, 1] * (length // 3) + tail,
+    st.integers(0, MAX_MODEL_LEN - 4),
+    st.lists(st.integers(0, 1), min_size=1, max_size=4),
+)
 
 
 def next_token(tokens: list[int]) -> int:
@@ -47,7 +55,7 @@ class FakeRunner:
                 self.kv[self._slot(row, position)] = tokens[position]
             if plan.samples[i]:
                 drawn.append(next_token(tokens))
-        return StepResult(np.array(drawn, np.int32), {row: "failed by the test" for row in failing})
+        return StepResult(np.array(drawn, np.int32), dict.fromkeys(failing, "failed by the test"))
 
     def _refresh(self, plan: StepPlan) -> None:
         for row in plan.freed_rows.tolist():
@@ -98,7 +106,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.now_ns = 1_000_000_000
 
     @rule(
-        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=MAX_MODEL_LEN),
+        prompt=prompts,
         max_tokens=st.integers(1, 30),
         min_tokens=st.integers(0, 3),
         ignore_eos=st.booleans(),
@@ -215,7 +223,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         return sequence.stream_id
 
     def _collect_ends(self) -> None:
-        endings = {}
+        endings: dict[StreamId, Ending] = {}
         for ending in self.scheduler.take_endings():
             stream_id = make_stream_id(ending.slot, 1, ending.record.stream)
             assert stream_id not in endings
@@ -224,18 +232,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.started & set(started)
         self.started |= set(started)
         assert len(set(ended)) == len(ended)
-        for stream_id in ended:
+        for stream_id in map(StreamId, ended):
             assert stream_id not in self.ended, "a stream ended twice"
             self.ended.add(stream_id)
             sequence = self.live.pop(stream_id)
-            ending = endings.pop(stream_id, None)
-            if ending is None:
+            if stream_id not in endings:
                 assert stream_id in self.aborted
-            elif isinstance(ending.record, Finish):
+                continue
+            ending = endings.pop(stream_id)
+            if isinstance(ending.record, Finish):
                 self._check_finish(sequence, ending.record, ending.output_ids)
             else:
-                assert isinstance(ending.record, Failure)
+                self._check_failure(sequence, ending.record)
         assert not endings, "an end without a word to the broker"
+
+    def _check_failure(self, sequence: Sequence, failure: Failure) -> None:
+        if failure.code == FailureCode.DEADLINE:
+            assert sequence.stream_id not in self.started
+            assert sequence.deadline_s is not None and sequence.deadline_s <= self.now_ns / 1e9
+        elif failure.code == FailureCode.TOO_LONG:
+            assert sequence.num_prompt_tokens >= min(MAX_MODEL_LEN, self.capacity + 1)
+        else:
+            assert failure.message == "failed by the test" and sequence.stream_id in self.aborted
 
     def _check_finish(self, sequence: Sequence, finish: Finish, bulk: object) -> None:
         prompt = self.prompts[sequence.stream_id]
