@@ -48,6 +48,8 @@ class Intake:
             match message:
                 case Generate():
                     self._generate(message, prompt)
+                case Abort(wants_finish=True):
+                    self._scheduler.stop(message.stream_id)
                 case Abort():
                     self._scheduler.abort(message.stream_id)
                 case AbortWorker():

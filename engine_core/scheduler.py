@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from engine_core.batch_state import BatchState
 from engine_core.block_manager import NOWHERE, BlockManager
 from engine_core.plan import Int32Array, Rows, StepPlan, StepResult
-from engine_core.sequence import Sequence, SequenceState
+from engine_core.sequence import NO_ROW, Sequence, SequenceState
 from ipc.block_hash import next_link
 from ipc.messages import generation_of, slot_of
 from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode
@@ -127,6 +127,18 @@ class Scheduler:
         sequence = self._sequences.get(stream_id)
         if sequence is not None:
             self._end(sequence)
+
+    def stop(self, stream_id: int, now_ns: int | None = None) -> None:
+        """Its worker has found a stop string: end it now, with a finish that has its counts."""
+        sequence = self._sequences.get(stream_id)
+        if sequence is None:
+            return  # its own finish is on the way
+        num_tokens = len(sequence.token_ids) if sequence.row == NO_ROW else int(self.state.num_tokens[sequence.row])
+        finish = self._finish_record(
+            sequence, FinishCode.ABORT, num_tokens - sequence.num_prompt_tokens, NO_STOP_TOKEN, now_ns or time.monotonic_ns()
+        )
+        self._endings.append(Ending(sequence.slot, finish))
+        self._end(sequence)
 
     def abort_slot(self, slot: int, generation: int) -> None:
         """The worker in this slot is of another generation now: older streams have no reader."""
@@ -405,23 +417,29 @@ class Scheduler:
     def _finish(self, sequence: Sequence, stop_token_id: int, now_ns: int) -> None:
         has_stopped = stop_token_id != NO_STOP_TOKEN
         output_ids = self.state.output_ids(sequence.row)
-        finish = Finish(
+        code = FinishCode.STOP if has_stopped else FinishCode.LENGTH
+        finish = self._finish_record(sequence, code, len(output_ids), stop_token_id, now_ns)
+        bulk = None
+        if not sequence.is_streaming:
+            bulk = output_ids[:-1] if has_stopped else output_ids
+        self._endings.append(Ending(sequence.slot, finish, bulk))
+        self._end(sequence)
+
+    def _finish_record(
+        self, sequence: Sequence, code: FinishCode, num_output_tokens: int, stop_token_id: int, now_ns: int
+    ) -> Finish:
+        return Finish(
             stream=sequence.number,
-            code=FinishCode.STOP if has_stopped else FinishCode.LENGTH,
+            code=code,
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_cached_tokens=sequence.num_cached_tokens,
-            num_output_tokens=len(output_ids),
+            num_output_tokens=num_output_tokens,
             stop_token_id=stop_token_id,
             num_preemptions=sequence.num_preemptions,
             queue_us=(sequence.first_scheduled_ns - sequence.arrival_ns) // 1000,
             prefill_us=(sequence.first_token_ns - sequence.first_scheduled_ns) // 1000,
             decode_us=(now_ns - sequence.first_token_ns) // 1000,
         )
-        bulk = None
-        if not sequence.is_streaming:
-            bulk = output_ids[:-1] if has_stopped else output_ids
-        self._endings.append(Ending(sequence.slot, finish, bulk))
-        self._end(sequence)
 
     def _fail(self, sequence: Sequence, code: FailureCode, message: str) -> None:
         self._endings.append(Ending(sequence.slot, Failure(sequence.number, code, message)))

@@ -74,9 +74,10 @@ class Generate(Struct, frozen=True, array_like=True, tag=1, kw_only=True):
 
 
 class Abort(Struct, frozen=True, array_like=True, tag=2, kw_only=True):
-    """The worker no longer wants this stream. No record for it needs to follow."""
+    """The worker no longer wants this stream. Without `wants_finish` no record for it needs to follow."""
 
     stream_id: int
+    wants_finish: bool = False  # end it with a Finish of code ABORT: its counts are still of interest
 
 
 class Announce(Struct, frozen=True, array_like=True, tag=3, kw_only=True):

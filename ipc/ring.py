@@ -28,6 +28,7 @@ generation.
 """
 
 import struct
+import sys
 import time
 import zlib
 
@@ -129,14 +130,14 @@ class RingReader:
         self._head = self._words[_TAIL]
         self._words[_HEAD] = self._head  # frees what nobody will read; pairs with the head load in try_publish
 
-    def poll(self) -> list[memoryview]:
-        """Payloads of all records published for this generation, in order; valid until `release`.
+    def poll(self, max_records: int = sys.maxsize) -> list[memoryview]:
+        """Payloads of the records published for this generation, in order; valid until `release`.
 
         Raises RingCorrupt when a published record stays unreadable; `resync` then skips everything published so far.
         """
         tail = self._words[_TAIL]  # pairs with the tail store in RingWriter.try_publish
         payloads: list[memoryview] = []
-        while self._head < tail:
+        while self._head < tail and len(payloads) < max_records:
             room_to_end = self._capacity - (self._head & self._mask)
             if room_to_end < RECORD_HEADER_BYTES:
                 self._head += room_to_end

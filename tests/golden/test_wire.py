@@ -49,7 +49,7 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
             b"\x01" * 16, False, -1, 12.5,
         ],
     ),
-    (Abort(stream_id=STREAM), [2, STREAM]),
+    (Abort(stream_id=STREAM), [2, STREAM, False]),
     (Announce(slot=2, generation=3, stream_ids=(STREAM,)), [3, 2, 3, [STREAM]]),
     (Rejected(stream_id=STREAM, reason="no_engine", retry_after_s=2), [4, STREAM, "no_engine", 2]),
     (EngineLost(engine=1, stream_ids=(STREAM,)), [5, 1, [STREAM]]),

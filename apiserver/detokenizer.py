@@ -1,0 +1,94 @@
+"""Token ids become text, as they come: no character is ever split, and all pieces together are the tokenizer's decode.
+
+Bytes that are not yet a whole character are held back; what is still held at the end becomes U+FFFD, as a decode of
+the whole sequence has it. Two kinds: over the token table (byte-level BPE), and over the tokenizer's own decode for the rest.
+"""
+
+import codecs
+from collections.abc import Sequence
+from typing import Protocol
+
+from apiserver.token_table import TokenTable
+
+
+class Detokenizer(Protocol):
+    """One sequence on its way to text."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Nothing is held back: a token that is whole by itself may be appended as it stands."""
+        ...
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        """The text these tokens complete."""
+        ...
+
+    def finish(self) -> str:
+        """What is left."""
+        ...
+
+
+class TableDetokenizer:
+    """Over the byte strings of a TokenTable."""
+
+    def __init__(self, table: TokenTable, *, skip_special_tokens: bool) -> None:
+        self._pieces = table.pieces
+        self._skipped = table.special_ids if skip_special_tokens else frozenset()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # replaces as Rust's lossy decoding does
+        self.is_clean = True
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        pieces, skipped = self._pieces, self._skipped
+        data = b"".join([pieces[number] or b"" for number in token_ids if number not in skipped])
+        text = self._decoder.decode(data)
+        self.is_clean = not self._decoder.getstate()[0]
+        return text
+
+    def finish(self) -> str:
+        self.is_clean = True
+        return self._decoder.decode(b"", True)
+
+
+class Decoder(Protocol):
+    """The part of `tokenizers.Tokenizer` that is used here."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+
+
+class WindowDetokenizer:
+    """Over any tokenizer: decodes a window of the last ids again and gives what is new.
+
+    Decoders may look at neighbours (a leading space, a run of byte tokens), so text counts as settled once it no longer
+    ends in the replacement character; the window then moves up, keeping the ids before it for context.
+    """
+
+    is_clean = False  # no token stands for itself here
+
+    def __init__(self, decoder: Decoder, *, skip_special_tokens: bool) -> None:
+        self._decoder, self._skip = decoder, skip_special_tokens
+        self._ids: list[int] = []
+        self._window_start = 0  # ids before are context of nobody any more
+        self._settled_end = 0  # ids before are text that was given out
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        self._ids.extend(token_ids)
+        new = self._new_text()
+        if new.endswith("\ufffd"):
+            return ""
+        self._settle()
+        return new
+
+    def finish(self) -> str:
+        new = self._new_text()
+        self._settle()
+        return new
+
+    def _new_text(self) -> str:
+        before = self._decode(self._ids[self._window_start : self._settled_end])
+        return self._decode(self._ids[self._window_start :])[len(before) :]
+
+    def _settle(self) -> None:
+        self._window_start, self._settled_end = self._settled_end, len(self._ids)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._decoder.decode(ids, skip_special_tokens=self._skip)

@@ -1,0 +1,293 @@
+"""The worker's one door to the engines: requests out over the broker, tokens back out of the rings.
+
+Per engine step: the doorbell wakes the loop once, each record becomes Python ints in one call, each token costs one
+dictionary look-up and one append, and each stream that got something is flushed once. No task, no queue, no message per
+token. A wake-up that finds a long backlog handles a bounded part and comes back after the other connections had a turn.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ipc.block_hash import HASH_BYTES, chain
+from ipc.doorbell import Doorbell
+from ipc.errors import RingCorrupt
+from ipc.messages import (
+    Abort,
+    EngineLost,
+    Envelope,
+    Generate,
+    Kind,
+    Rejected,
+    SamplingParams,
+    StreamId,
+    make_stream_id,
+    number_of,
+)
+from ipc.record import FINISH_WORDS, HEADER_WORDS, Failure, FailureCode, Finish, unpack_record
+from ipc.ring import RingReader
+
+logger = logging.getLogger(__name__)
+
+RECORDS_PER_WAKE_UP = 64
+AFFINITY_BLOCKS = 4  # prompts that share this many first blocks like the same engine
+
+
+@dataclass(frozen=True)
+class StreamError:
+    """Why a stream will give nothing more."""
+
+    reason: str  # metric label
+    message: str
+    retry_after_s: int | None = None  # set when nothing was done, or all of it was lost: it may be sent again
+
+
+class Sink(Protocol):
+    """Where one stream's output goes. Called from the event loop; must not block or raise."""
+
+    tokens: list[int]
+    """Token ids not yet flushed; the client appends, the sink takes."""
+
+    def flush(self, now_s: float) -> None:
+        """`tokens` has grown: once per wake-up."""
+        ...
+
+    def finish(self, finish: Finish) -> None:
+        """The engine has ended the stream; its last tokens are in `tokens`."""
+        ...
+
+    def fail(self, error: StreamError) -> None:
+        """Instead of finish."""
+        ...
+
+
+class Broker(Protocol):
+    """The part of ipc.sockets.WorkerSocket that is used here."""
+
+    @property
+    def fd(self) -> int: ...
+    def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None: ...
+    def receive(self) -> list[Rejected | EngineLost]: ...
+    def close(self) -> None: ...
+
+
+class EngineClient:
+    """All streams of one worker."""
+
+    def __init__(
+        self,
+        *,
+        slot: int,
+        generation: int,
+        rings: Sequence[RingReader],
+        doorbell: Doorbell,
+        connect: Callable[[Callable[[], list[int]]], Broker],
+        block_size: int,
+        enable_prefix_caching: bool,
+    ) -> None:
+        self._slot, self._generation = slot, generation
+        self._rings, self._doorbell = rings, doorbell
+        self._block_size = block_size if enable_prefix_caching else 0
+        self._sinks: dict[int, Sink] = {}
+        self._next_number = 1
+        self._broker = connect(lambda: [make_stream_id(slot, generation, number) for number in self._sinks])
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def num_streams(self) -> int:
+        return len(self._sinks)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Listen. Call from the loop that serves the connections."""
+        self._loop = loop
+        loop.add_reader(self._doorbell.fd, self._on_doorbell)
+        loop.add_reader(self._broker.fd, self.receive)
+        self._on_doorbell()
+
+    def close(self) -> None:
+        assert self._loop is not None
+        self._loop.remove_reader(self._doorbell.fd)
+        self._loop.remove_reader(self._broker.fd)
+        self._broker.close()
+
+    def submit(
+        self,
+        prompt: bytes,
+        sampling: SamplingParams,
+        sink: Sink,
+        *,
+        request_id: str,
+        is_streaming: bool,
+        block_hashes: bytes = b"",
+        priority: int = 0,
+        deadline_s: float | None = None,
+    ) -> StreamId:
+        """Send one sequence to the engines; `prompt` is little-endian u32 ids. The sink hears of it until it ends."""
+        number = self._free_number()
+        stream_id = make_stream_id(self._slot, self._generation, number)
+        self._sinks[number] = sink
+        envelope = Envelope(
+            Kind.GENERATE,
+            stream_id,
+            len(prompt) // 4,
+            sampling.max_tokens,
+            _prefix_key(block_hashes),
+            priority,
+            deadline_s or 0.0,
+        )
+        message = Generate(
+            stream_id=stream_id,
+            request_id=request_id,
+            sampling=sampling,
+            block_hashes=block_hashes,
+            is_streaming=is_streaming,
+            priority=priority,
+            deadline_s=deadline_s,
+        )
+        self._broker.send(envelope, message, prompt)
+        self.receive()
+        return stream_id
+
+    def block_hashes(self, prompt: bytes, salt: bytes = b"") -> bytes:
+        """Of a prompt, for any number of `submit`s; empty when the engines cache nothing."""
+        return chain(prompt, self._block_size, salt) if self._block_size else b""
+
+    def abort(self, stream_id: StreamId) -> None:
+        """Forget the stream; its K/V is freed within a step or two. Unknown ones have ended already."""
+        if self._sinks.pop(number_of(stream_id), None) is not None:
+            self._broker.send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
+            self.receive()
+
+    def stop(self, stream_id: StreamId) -> None:
+        """Make the engine end the stream now; its finish still comes."""
+        self._broker.send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id, wants_finish=True))
+        self.receive()
+
+    def receive(self) -> None:
+        """Take what the broker sent. ZMQ's descriptor is edge-triggered: called after every wake, send and heartbeat."""
+        for message in self._broker.receive():
+            match message:
+                case Rejected():
+                    self._fail(number_of(message.stream_id), _refusal(message))
+                case EngineLost():
+                    for stream_id in message.stream_ids:
+                        self._fail(number_of(stream_id), ENGINE_LOST)
+
+    def _free_number(self) -> int:
+        """32 bits, never that of a living stream."""
+        while True:
+            number = self._next_number
+            self._next_number = number % 0xFFFFFFFF + 1
+            if number not in self._sinks:
+                return number
+
+    # ── from the engines ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_doorbell(self) -> None:
+        self._doorbell.clear()
+        for ring in self._rings:
+            self._drain(ring)
+
+    def _drain(self, ring: RingReader) -> None:
+        try:
+            payloads = ring.poll(RECORDS_PER_WAKE_UP)
+        except RingCorrupt:
+            self._on_corrupt(ring)
+            return
+        if not payloads:
+            return
+        now_s = time.monotonic()
+        sinks = self._sinks
+        touched: list[Sink] = []
+        ended: list[Finish | Failure] = []
+        for payload in payloads:
+            words = payload.cast("I").tolist()
+            num_tokens = words[0]
+            middle = HEADER_WORDS + num_tokens
+            for number, token in zip(words[HEADER_WORDS:middle], words[middle : middle + num_tokens], strict=True):
+                sink = sinks.get(number)
+                if sink is not None:
+                    sink.tokens.append(token)
+                    touched.append(sink)
+            if words[1] or words[2] or words[3]:
+                self._take_rest(payload, words, touched, ended)
+        ring.release()
+        for sink in touched:
+            if sink.tokens:
+                sink.flush(now_s)
+        for end in ended:
+            self._end(end)
+        if len(payloads) == RECORDS_PER_WAKE_UP and self._loop is not None:
+            self._loop.call_soon(self._drain, ring)
+
+    def _take_rest(
+        self, payload: memoryview, words: list[int], touched: list[Sink], ended: list[Finish | Failure]
+    ) -> None:
+        """The sections behind the tokens. Finishes alone, the common case, need no second look at the payload."""
+        num_tokens, num_finishes, num_bulks, num_failures = words[:HEADER_WORDS]
+        if not num_bulks and not num_failures:
+            at = HEADER_WORDS + 2 * num_tokens
+            ended.extend(Finish(*words[at + n : at + n + FINISH_WORDS]) for n in range(0, num_finishes * FINISH_WORDS, FINISH_WORDS))
+            return
+        record = unpack_record(payload)
+        for number, token_ids in record.bulks:
+            sink = self._sinks.get(number)
+            if sink is not None:
+                sink.tokens.extend(token_ids)
+                touched.append(sink)
+        ended.extend(record.finishes)
+        ended.extend(record.failures)
+
+    def _end(self, end: Finish | Failure) -> None:
+        if isinstance(end, Failure):
+            self._fail(end.stream, _failure(end))
+            return
+        sink = self._sinks.pop(end.stream, None)
+        if sink is not None:
+            sink.finish(end)
+
+    def _fail(self, number: int, error: StreamError) -> None:
+        sink = self._sinks.pop(number, None)
+        if sink is not None:
+            sink.fail(error)
+
+    def _on_corrupt(self, ring: RingReader) -> None:
+        """What was lost cannot be known, so every stream that might have been in it ends with an error."""
+        logger.exception("ring is corrupt", extra={"num_streams": len(self._sinks)})
+        ring.resync()
+        for number in list(self._sinks):
+            stream_id = make_stream_id(self._slot, self._generation, number)
+            self._broker.send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
+            self._fail(number, StreamError("ring_corrupt", "the token stream was damaged on its way"))
+
+
+ENGINE_LOST = StreamError("engine_lost", "the engine that served this request was lost", retry_after_s=5)
+
+
+def _prefix_key(block_hashes: bytes) -> int:
+    """64 bits of the chained hash of the first blocks; 0 when the prompt fills none."""
+    end = min(len(block_hashes), AFFINITY_BLOCKS * HASH_BYTES)
+    return int.from_bytes(block_hashes[end - 8 : end], "little") if end else 0
+
+
+def _refusal(rejected: Rejected) -> StreamError:
+    texts = {
+        "no_engine": "no engine is ready to serve requests",
+        "max_num_queued_reqs": "too many requests are waiting",
+        "max_num_queued_tokens": "too many prompt tokens are waiting",
+    }
+    message = texts.get(rejected.reason, "the request was refused")
+    return StreamError(rejected.reason, message, retry_after_s=rejected.retry_after_s)
+
+
+def _failure(failure: Failure) -> StreamError:
+    reasons = {
+        FailureCode.DEADLINE: ("deadline", 1),
+        FailureCode.TOO_LONG: ("too_long", None),
+        FailureCode.OVERFLOW: ("overflow", 1),
+    }
+    reason, retry_after_s = reasons.get(FailureCode(failure.code), ("engine_error", None))
+    return StreamError(reason, failure.message, retry_after_s)

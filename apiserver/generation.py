@@ -1,0 +1,235 @@
+"""One generation request, already valid, and its choices: each is the sink of one stream of the engine.
+
+A choice counts its tokens, turns them into text and measures its latencies. What it does with the text is up to the kind:
+`CollectedChoice` keeps it for one JSON body, `StreamedChoice` (apiserver.event_stream) writes events.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from apiserver.engine_client import EngineClient, StreamError
+from apiserver.errors import ApiError, GenerationFailed, InvalidRequest, Overloaded
+from apiserver.metrics import WorkerMetrics
+from apiserver.text_stream import TextStream
+from ipc.messages import SamplingParams, StreamId
+from ipc.record import NO_STOP_TOKEN, Finish, FinishCode
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids as they go over the wire: little-endian u32."""
+
+    ids: bytes
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids) // 4
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What every route is reduced to."""
+
+    request_id: str
+    prompts: tuple[Prompt, ...]
+    n: int  # choices per prompt
+    sampling: SamplingParams  # max_tokens is set per prompt by `sampling_of`
+    max_tokens: tuple[int, ...]  # per prompt
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    is_stream: bool = False
+    include_usage: bool = False
+    priority: int = 0
+    deadline_s: float | None = None
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.prompts) * self.n
+
+    def sampling_of(self, prompt: int, choice: int) -> SamplingParams:
+        """A seed gives each choice of a prompt its own, as in vLLM."""
+        seed = self.sampling.seed
+        return replace_params(
+            self.sampling,
+            max_tokens=self.max_tokens[prompt],
+            seed=None if seed is None else seed + choice,
+        )
+
+
+def replace_params(sampling: SamplingParams, *, max_tokens: int, seed: int | None) -> SamplingParams:
+    if sampling.max_tokens == max_tokens and sampling.seed == seed:
+        return sampling
+    fields = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
+    return SamplingParams(**{**fields, "max_tokens": max_tokens, "seed": seed})
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Choice:
+    """One stream on its way to the client. `index` is the choice's place in the response."""
+
+    def __init__(self, index: int, text: TextStream, metrics: WorkerMetrics, on_end: Callable[["Choice"], None]) -> None:
+        self.index, self.text = index, text
+        self.tokens: list[int] = []
+        self.stream_id: StreamId | None = None
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self.engine_finish: Finish | None = None
+        self.error: StreamError | None = None
+        self._metrics, self._on_end = metrics, on_end
+        self._submitted_s = time.monotonic()
+        self._first_token_s = self._last_token_s = 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        """The engine will say nothing more. A stop string alone is not the end: the counts come with the finish."""
+        return self.engine_finish is not None or self.error is not None
+
+    @property
+    def ttft_s(self) -> float | None:
+        return self._first_token_s - self._submitted_s if self._first_token_s else None
+
+    @property
+    def num_tokens(self) -> int:
+        """As usage counts them: a token that stopped the sequence is one of them."""
+        if self.engine_finish is not None and self.text.matched_stop is None:
+            return self.engine_finish.num_output_tokens
+        return self.text.num_tokens
+
+    def flush(self, now_s: float) -> None:
+        raise NotImplementedError
+
+    def finish(self, finish: Finish) -> None:
+        """The engine's word: everything it will ever say of this stream."""
+        self.engine_finish = finish
+        if self.finish_reason is None:
+            self.finish_reason = "length" if finish.code == FinishCode.LENGTH else "stop"
+            if finish.code == FinishCode.STOP and finish.stop_token_id != NO_STOP_TOKEN:
+                self.stop_reason = finish.stop_token_id
+        self._record(finish)
+        self._on_end(self)
+
+    def fail(self, error: StreamError) -> None:
+        self.error = error
+        self._metrics.ended("error").inc()
+        self._on_end(self)
+
+    def note_tokens(self, count: int, now_s: float) -> None:
+        """`count` tokens arrived now."""
+        if not self._first_token_s:
+            self._first_token_s = now_s
+            self._metrics.ttft.observe(now_s - self._submitted_s)
+            count -= 1
+        if count:
+            self._metrics.itl.observe_many((now_s - self._last_token_s) / count, count)
+        self._last_token_s = now_s
+
+    def _record(self, finish: Finish) -> None:
+        metrics, end_s = self._metrics, time.monotonic()
+        queue_s, prefill_s, decode_s = finish.queue_us / 1e6, finish.prefill_us / 1e6, finish.decode_us / 1e6
+        num_tokens = self.num_tokens
+        metrics.queue_time.observe(queue_s)
+        metrics.prefill_time.observe(prefill_s)
+        metrics.decode_time.observe(decode_s)
+        metrics.inference_time.observe(prefill_s + decode_s)
+        metrics.e2e.observe(end_s - self._submitted_s)
+        if num_tokens > 1:
+            metrics.time_per_token.observe(decode_s / (num_tokens - 1))
+        metrics.request_prompt_tokens.observe(finish.num_prompt_tokens)
+        metrics.request_generation_tokens.observe(num_tokens)
+        metrics.request_max_generation_tokens.observe(num_tokens)
+        metrics.prompt_tokens.inc(finish.num_prompt_tokens)
+        metrics.prompt_tokens_cached.inc(finish.num_cached_tokens)
+        metrics.generation_tokens.inc(num_tokens)
+        metrics.ended(self.finish_reason or "abort").inc()
+
+
+class CollectedChoice(Choice):
+    """Keeps its text for one body."""
+
+    def __init__(
+        self, index: int, text: TextStream, metrics: WorkerMetrics, on_end: Callable[[Choice], None], stop: Callable[[Choice], None]
+    ) -> None:
+        super().__init__(index, text, metrics, on_end)
+        self._stop = stop
+        self._parts: list[str] = []
+
+    @property
+    def content(self) -> str:
+        return "".join(self._parts)
+
+    def flush(self, now_s: float) -> None:
+        tokens, self.tokens = self.tokens, []
+        self.note_tokens(len(tokens), now_s)
+        if self.text.matched_stop is None:
+            self._parts.append(self.text.feed(tokens))
+            self._look_for_stop()
+
+    def finish(self, finish: Finish) -> None:
+        if self.text.matched_stop is None:
+            self._parts.append(self.text.finish())
+            self._look_for_stop()
+        super().finish(finish)
+
+    def _look_for_stop(self) -> None:
+        if self.text.matched_stop is not None:
+            self.finish_reason, self.stop_reason = "stop", self.text.matched_stop
+            self._stop(self)
+
+
+def submit(request: GenerationRequest, choices: list["Choice"], client: EngineClient, metrics: WorkerMetrics) -> None:
+    """Send every choice to the engines; on return each has its stream, or has failed already."""
+    metrics.params_n.observe(request.n)
+    for prompt_index, prompt in enumerate(request.prompts):
+        metrics.params_max_tokens.observe(request.max_tokens[prompt_index])
+        block_hashes = client.block_hashes(prompt.ids)
+        for number in range(request.n):
+            choice = choices[prompt_index * request.n + number]
+            choice.stream_id = client.submit(
+                prompt.ids,
+                request.sampling_of(prompt_index, number),
+                choice,
+                request_id=request.request_id,
+                # Stop strings are found here, so the tokens must come as they are made.
+                is_streaming=request.is_stream or bool(request.stop),
+                block_hashes=block_hashes,
+                priority=request.priority,
+                deadline_s=request.deadline_s,
+            )
+
+
+def abort(choices: list["Choice"], client: EngineClient, metrics: WorkerMetrics) -> int:
+    """Give up what has not ended; returns how many that were."""
+    open_choices = [choice for choice in choices if not choice.has_ended]
+    for choice in open_choices:
+        if choice.stream_id is not None:
+            client.abort(choice.stream_id)
+            metrics.ended("abort").inc()
+    return len(open_choices)
+
+
+def usage_of(request: GenerationRequest, choices: list["Choice"]) -> Usage:
+    """Prompts count once, however many choices they have; what the cache gave is that of a prompt's first choice."""
+    firsts = [choices[prompt * request.n] for prompt in range(len(request.prompts))]
+    return Usage(
+        prompt_tokens=sum(prompt.num_tokens for prompt in request.prompts),
+        completion_tokens=sum(choice.num_tokens for choice in choices),
+        cached_tokens=sum(choice.engine_finish.num_cached_tokens for choice in firsts if choice.engine_finish),
+    )
+
+
+def api_error(error: StreamError) -> ApiError:
+    """What the client is told of a stream that failed."""
+    if error.retry_after_s is not None:
+        return Overloaded(error.message, retry_after_s=error.retry_after_s, reason=error.reason)
+    if error.reason == "too_long":
+        return InvalidRequest(error.message)
+    return GenerationFailed(error.message)
+

@@ -1,0 +1,79 @@
+"""The text of one choice: detokenizer, stop strings and the fast path over both.
+
+Where a choice has no stop strings and nothing is held back, a token's text comes ready-made out of the token table; any
+other token, and everything behind it until the detokenizer is clean again, takes the exact way. Both give the same bytes.
+"""
+
+from collections.abc import Sequence
+
+from apiserver.detokenizer import Decoder, Detokenizer, TableDetokenizer, WindowDetokenizer
+from apiserver.stop_strings import StopStrings
+from apiserver.token_table import TokenTable, escape
+
+
+class TextStream:
+    """Feed it ids as they come; `finish` once, unless a stop string matched."""
+
+    def __init__(
+        self,
+        table: TokenTable | None,
+        decoder: Decoder,
+        *,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
+        min_tokens: int = 0,
+    ) -> None:
+        self._detokenizer: Detokenizer = (
+            WindowDetokenizer(decoder, skip_special_tokens=skip_special_tokens)
+            if table is None
+            else TableDetokenizer(table, skip_special_tokens=skip_special_tokens)
+        )
+        self._stop = StopStrings(stop, include_in_output=include_stop) if stop else None
+        self._escaped = table.escaped if table is not None and self._stop is None else None
+        self._min_tokens = min_tokens
+        self.num_tokens = 0
+
+    @property
+    def matched_stop(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._stop.matched if self._stop is not None else None
+
+    def feed_escaped(self, token_ids: Sequence[int]) -> bytes:
+        """The text these ids complete, as it stands inside a JSON string; empty while it is held back."""
+        escaped = self._escaped
+        if escaped is not None and self._detokenizer.is_clean:
+            if len(token_ids) == 1:
+                piece = escaped[token_ids[0]]
+                if piece is not None:
+                    self.num_tokens += 1
+                    return piece
+            else:
+                pieces = [escaped[number] for number in token_ids]
+                if None not in pieces:
+                    self.num_tokens += len(pieces)
+                    return b"".join(pieces)  # type: ignore[arg-type]  # no None among them
+        return escape(self.feed(token_ids))
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        """The exact way. After a match nothing comes any more."""
+        if self._stop is None:
+            self.num_tokens += len(token_ids)
+            return self._detokenizer.feed(token_ids)
+        parts = []
+        for number in token_ids:  # one by one: the text ends, and counts, with the token that completes the stop string
+            self.num_tokens += 1
+            text = self._detokenizer.feed((number,))
+            # vLLM looks for stop strings only behind min_tokens; what came before cannot be part of one.
+            parts.append(self._stop.feed(text) if self.num_tokens > self._min_tokens else text)
+            if self._stop.matched is not None:
+                break
+        return "".join(parts)
+
+    def finish(self) -> str:
+        """What is still held back when the engine has ended the sequence."""
+        text = self._detokenizer.finish()
+        if self._stop is None:
+            return text
+        text = self._stop.feed(text)
+        return text if self._stop.matched is not None else text + self._stop.finish()
