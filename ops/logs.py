@@ -1,0 +1,75 @@
+"""One event per line on stderr, for every role: constant text, fields apart through `extra`.
+
+    text  2026-01-31T12:00:00.123Z info  worker 0: request finished method=POST status=200
+    json  {"time":"...","level":"info","role":"worker 0","event":"request finished","method":"POST","status":200}
+
+A line leaves in one write call, so that lines of several processes never mix. Prompts and completions are never logged.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+_OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_QUIET_LIBRARIES = ("asyncio", "uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "fastokens")
+
+
+def configure(role: str, *, level: str, log_format: Literal["text", "json"]) -> None:
+    """Call once per process, and again after a fork that changes the role."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(role) if log_format == "json" else TextFormatter(role))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in _QUIET_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+
+
+class TextFormatter(logging.Formatter):
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self._role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f" {name}={_shown(value)}" for name, value in _fields(record).items())
+        line = f"{_time(record)} {record.levelname.lower():<7} {self._role}: {record.getMessage()}{fields}"
+        trace = _traceback(self, record)
+        return f"{line}\n{trace}" if trace else line
+
+
+class JsonFormatter(logging.Formatter):
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self._role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            **_fields(record),
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "role": self._role,
+            "event": record.getMessage(),
+        }
+        trace = _traceback(self, record)
+        if trace:
+            line["traceback"] = trace
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:  # Any: a field is whatever its author logged
+    return {name: value for name, value in vars(record).items() if name not in _OWN_ATTRIBUTES}
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _shown(value: object) -> str:
+    """Bare when it is one word, quoted otherwise: a line is split at its spaces, and never ends early."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if text and not any(c.isspace() or c in '"=' or not c.isprintable() for c in text) else json.dumps(text)
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    return formatter.formatException(record.exc_info) if record.exc_info and record.exc_info[0] else ""
