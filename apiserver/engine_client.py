@@ -230,7 +230,10 @@ class EngineClient:
         num_tokens, num_finishes, num_bulks, num_failures = words[:HEADER_WORDS]
         if not num_bulks and not num_failures:
             at = HEADER_WORDS + 2 * num_tokens
-            ended.extend(Finish(*words[at + n : at + n + FINISH_WORDS]) for n in range(0, num_finishes * FINISH_WORDS, FINISH_WORDS))
+            ended.extend(
+                Finish(*words[at + n : at + n + FINISH_WORDS])
+                for n in range(0, num_finishes * FINISH_WORDS, FINISH_WORDS)
+            )
             return
         record = unpack_record(payload)
         for number, token_ids in record.bulks:

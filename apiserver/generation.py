@@ -75,7 +75,9 @@ class Usage:
 class Choice:
     """One stream on its way to the client. `index` is the choice's place in the response."""
 
-    def __init__(self, index: int, text: TextStream, metrics: WorkerMetrics, on_end: Callable[["Choice"], None]) -> None:
+    def __init__(
+        self, index: int, text: TextStream, metrics: WorkerMetrics, on_end: Callable[["Choice"], None]
+    ) -> None:
         self.index, self.text = index, text
         self.tokens: list[int] = []
         self.stream_id: StreamId | None = None
@@ -155,7 +157,12 @@ class CollectedChoice(Choice):
     """Keeps its text for one body."""
 
     def __init__(
-        self, index: int, text: TextStream, metrics: WorkerMetrics, on_end: Callable[[Choice], None], stop: Callable[[Choice], None]
+        self,
+        index: int,
+        text: TextStream,
+        metrics: WorkerMetrics,
+        on_end: Callable[[Choice], None],
+        stop: Callable[[Choice], None],
     ) -> None:
         super().__init__(index, text, metrics, on_end)
         self._stop = stop
@@ -232,4 +239,3 @@ def api_error(error: StreamError) -> ApiError:
     if error.reason == "too_long":
         return InvalidRequest(error.message)
     return GenerationFailed(error.message)
-

@@ -38,6 +38,7 @@ class ModelFolder(Struct, frozen=True):
     bos_token_id: int | None
     served_names: tuple[str, ...]
     chat_template: str | None
+    special_tokens: dict[str, str]  # bos_token, eos_token, … as tokenizer_config.json names them; templates use them
     sampling_defaults: SamplingDefaults
     hf_config: dict[str, Any]  # Any: config.json as it is; only engine_core.models reads more of it
 
@@ -76,6 +77,7 @@ def read_model_folder(path: Path, settings: ModelSettings, *, default_name: str 
         bos_token_id=next(iter(_token_ids(hf_config.get("bos_token_id"))), None),
         served_names=settings.served_model_name or (default_name or path.resolve().name,),
         chat_template=_chat_template(path, settings),
+        special_tokens=_special_tokens(path),
         sampling_defaults=msgspec.convert(
             {k: v for k, v in generation.items() if k in SamplingDefaults.__struct_fields__}, SamplingDefaults
         ),
@@ -101,6 +103,16 @@ def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _special_tokens(path: Path) -> dict[str, str]:
+    """Text of every special token that has a role; entries may be text or an object with `content`."""
+    named = {}
+    for name, value in _read_json(path / "tokenizer_config.json", required=False).items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(content, str):
+            named[name] = content
+    return named
 
 
 def _chat_template(path: Path, settings: ModelSettings) -> str | None:

@@ -100,7 +100,9 @@ def _top_k(value: int | None, defaults: SamplingDefaults) -> int:
 
 
 def _repetition_penalty(request: SamplingFields, defaults: SamplingDefaults) -> float:
-    penalty = _within("repetition_penalty", request.repetition_penalty, _or(defaults.repetition_penalty, 1.0), 0.0, 100.0)
+    penalty = _within(
+        "repetition_penalty", request.repetition_penalty, _or(defaults.repetition_penalty, 1.0), 0.0, 100.0
+    )
     if penalty == 0.0:
         raise InvalidRequest("repetition_penalty must be greater than 0", param="repetition_penalty")
     return penalty
@@ -119,7 +121,9 @@ def _logit_bias(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, flo
     pairs = []
     for key, value in bias.items():
         if not key.isdecimal() or int(key) >= vocab_size:
-            raise InvalidRequest(f"logit_bias: '{key}' is not a token id (vocabulary of {vocab_size})", param="logit_bias")
+            raise InvalidRequest(
+                f"logit_bias: '{key}' is not a token id (vocabulary of {vocab_size})", param="logit_bias"
+            )
         if math.isnan(value):
             raise InvalidRequest("logit_bias values must be numbers", param="logit_bias")
         pairs.append((int(key), min(100.0, max(-100.0, value))))
@@ -168,7 +172,9 @@ def _max_tokens(num_prompt_tokens: int, wanted: int | None, max_model_len: int) 
         raise InvalidRequest("the prompt is empty", param="prompt")
     if room < 1 or (wanted or 0) > room:
         asked = f"you requested {num_prompt_tokens + (wanted or 1)} tokens ({num_prompt_tokens} in the prompt, {wanted or 1} for the output)"
-        raise ContextTooLong(f"This model's maximum context length is {max_model_len} tokens, but {asked}.", param="messages")
+        raise ContextTooLong(
+            f"This model's maximum context length is {max_model_len} tokens, but {asked}.", param="messages"
+        )
     return room if wanted is None else wanted
 
 
@@ -189,4 +195,6 @@ def prompts_of(request: CompletionRequest, limits: ServerSettings, vocab_size: i
         return prompt
     if all(isinstance(item, list) and all(type(number) is int for number in item) for item in prompt):
         return [list(_token_ids("prompt", item, vocab_size)) for item in prompt]
-    raise InvalidRequest("prompt must be a string, a list of strings, token ids, or a list of token ids", param="prompt")
+    raise InvalidRequest(
+        "prompt must be a string, a list of strings, token ids, or a list of token ids", param="prompt"
+    )

@@ -1,0 +1,69 @@
+"""build_app(services): the routes under Starlette's router, inside one middleware. Endpoints are raw ASGI."""
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from apiserver.errors import MethodNotAllowed, NotFound
+from apiserver.middleware import RequestMiddleware
+from apiserver.routes.chat import ChatCompletions
+from apiserver.routes.completions import Completions
+from apiserver.routes.health import Load, Metrics, ProbeRoute, Version, has_started, is_live, is_ready
+from apiserver.routes.models import Models
+from apiserver.routes.tokenize import Detokenize, Tokenize
+from apiserver.services import Services
+
+
+def build_app(services: Services) -> ASGIApp:
+    routes = _routes(services)
+    app: ASGIApp = _Router(routes)
+    origins = services.settings.server.allowed_origins
+    if origins:
+        app = CORSMiddleware(app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+    return RequestMiddleware(
+        app,
+        metrics=services.metrics,
+        api_keys=services.settings.server.api_key,
+        paths=frozenset(route.path for route in routes),
+    )
+
+
+def _routes(services: Services) -> list[Route]:
+    ready = ProbeRoute(services, is_ready)
+    return [
+        Route("/v1/chat/completions", ChatCompletions(services), methods=["POST"]),
+        Route("/v1/completions", Completions(services), methods=["POST"]),
+        Route("/v1/models", Models(services), methods=["GET"]),
+        Route("/v1/models/{name:path}", Models(services), methods=["GET"]),
+        Route("/tokenize", Tokenize(services), methods=["POST"]),
+        Route("/detokenize", Detokenize(services), methods=["POST"]),
+        Route("/health", ready, methods=["GET"]),
+        Route("/ping", ready, methods=["GET", "POST"]),
+        Route("/livez", ProbeRoute(services, is_live), methods=["GET"]),
+        Route("/readyz", ready, methods=["GET"]),
+        Route("/startupz", ProbeRoute(services, has_started), methods=["GET"]),
+        Route("/version", Version(), methods=["GET"]),
+        Route("/load", Load(services), methods=["GET"]),
+        Route("/metrics", Metrics(services), methods=["GET"]),
+    ]
+
+
+class _Router:
+    """Starlette's application, less what would stand between an ApiError and the middleware outside."""
+
+    def __init__(self, routes: list[Route]) -> None:
+        all_routes: list[BaseRoute] = [*routes]
+        self._router = Starlette(routes=all_routes).router
+        self._router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # makes Starlette raise HTTPException for 404 and 405 instead of answering in plain text
+        try:
+            await self._router(scope, receive, send)
+        except HTTPException as error:
+            if error.status_code == 405:
+                allowed = (error.headers or {}).get("Allow", "")
+                raise MethodNotAllowed(f"{scope['method']} is not allowed on {scope['path']}", allowed) from None
+            raise NotFound(f"there is no route {scope['path']}") from None

@@ -1,0 +1,67 @@
+"""The few ASGI moves the routes share: read a bounded body, send JSON, answer an error."""
+
+from typing import Any
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from apiserver.errors import ApiError, BodyTooLarge, InvalidRequest
+
+JSON = b"application/json"
+
+
+class ClientLeft(Exception):
+    """The connection ended before the request was whole: there is nobody to answer."""
+
+
+async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+    """Raises BodyTooLarge at the limit, before reading on, and ClientLeft."""
+    declared = header(scope, b"content-length")
+    if declared is not None:
+        if not declared.isdigit():
+            raise InvalidRequest("Content-Length is not a number")
+        if int(declared) > limit_bytes:
+            raise BodyTooLarge(f"the body has {declared.decode()} bytes, at most {limit_bytes} are taken")
+    parts = []
+    num_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        body = message.get("body", b"")
+        num_bytes += len(body)
+        if num_bytes > limit_bytes:
+            raise BodyTooLarge(f"the body has more than the {limit_bytes} bytes that are taken")
+        parts.append(body)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first value of a header; `name` in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None
+
+
+async def send_body(
+    send: Send,
+    body: bytes,
+    *,
+    status: int = 200,
+    content_type: bytes = JSON,
+    headers: list[tuple[bytes, bytes]] | None = None,
+) -> None:
+    fields = [(b"content-type", content_type), (b"content-length", str(len(body)).encode()), *(headers or [])]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def send_json(send: Send, content: Any, *, status: int = 200) -> None:
+    await send_body(send, msgspec.json.encode(content), status=status)
+
+
+async def send_error(send: Send, error: ApiError) -> None:
+    await send_body(send, error.body(), status=error.status, headers=error.headers)

@@ -1,0 +1,101 @@
+"""What happens around every request: its id, the key check, one log line, one metric, and errors in OpenAI's shape.
+
+One pure ASGI layer, because each layer costs every request and every event of a stream.
+"""
+
+import hmac
+import logging
+import time
+import uuid
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from apiserver.asgi import ClientLeft, header, send_error
+from apiserver.errors import ApiError, GenerationFailed, Unauthorized
+from apiserver.metrics import WorkerMetrics
+
+logger = logging.getLogger("tokenfleet.request")
+
+MAX_REQUEST_ID_CHARS = 128
+GUARDED = ("/v1/", "/tokenize", "/detokenize", "/load")
+QUIET = frozenset({"/health", "/livez", "/readyz", "/startupz", "/metrics", "/ping"})  # probes: logged at debug level
+CLIENT_CLOSED = 499  # nginx's code for a client that left; only in the log and the metrics
+
+
+class RequestMiddleware:
+    """`scope["state"]` gets `request_id` and `log`, a dict whose entries end up in the request's log line."""
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: WorkerMetrics, api_keys: tuple[str, ...], paths: frozenset[str]
+    ) -> None:
+        self._app, self._metrics, self._paths = app, metrics, paths
+        self._api_keys = [key.encode() for key in api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        started_s = time.monotonic()
+        request_id = _request_id(scope)
+        id_header = (b"x-request-id", request_id.encode())
+        log: dict[str, Any] = {}
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "log": log}
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], id_header]
+            await send(message)
+
+        try:
+            try:
+                self._check_key(scope)
+                await self._app(scope, receive, send_with_id)
+            except ApiError as error:
+                log["error"] = error.message if error.status >= 500 else type(error).__name__
+                await send_error(send_with_id, error)
+        except ClientLeft:
+            status = CLIENT_CLOSED
+        except Exception:
+            logger.exception("request crashed", extra={"request_id": request_id, "path": scope["path"]})
+            if status:
+                raise  # the response has begun: the server closes the connection
+            await send_error(send_with_id, GenerationFailed("internal error"))
+        finally:
+            self._report(scope, request_id, status or CLIENT_CLOSED, time.monotonic() - started_s, log)
+
+    def _check_key(self, scope: Scope) -> None:
+        if not self._api_keys or not scope["path"].startswith(GUARDED) or scope["method"] == "OPTIONS":
+            return
+        given = (header(scope, b"authorization") or b"").partition(b" ")
+        # Every key is compared, in constant time: the time taken says nothing of any of them.
+        matches = [hmac.compare_digest(key, given[2]) for key in self._api_keys]
+        if given[0].lower() != b"bearer" or not any(matches):
+            raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
+
+    def _report(self, scope: Scope, request_id: str, status: int, duration_s: float, log: dict[str, Any]) -> None:
+        path = scope["path"]
+        self._metrics.on_http(scope["method"], path if path in self._paths else "other", status, duration_s)
+        level = logging.DEBUG if path in QUIET else logging.INFO
+        if logger.isEnabledFor(level):
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": path,
+                "status": status,
+                "duration_ms": round(duration_s * 1e3, 1),
+                **log,
+            }
+            logger.log(level, "request", extra=fields)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's X-Request-Id when it is short and printable, else a new one."""
+    given = header(scope, b"x-request-id")
+    if given is not None and len(given) <= MAX_REQUEST_ID_CHARS:
+        text = given.decode("latin-1")
+        if text.isascii() and text.isprintable() and text:
+            return text
+    return uuid.uuid4().hex

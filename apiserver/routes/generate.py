@@ -1,0 +1,107 @@
+"""What /v1/chat/completions and /v1/completions share once the prompt is tokens: admission of the model's name, the
+streams, the answer, the log line."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from apiserver import generation
+from apiserver.asgi import ClientLeft, header, send_body
+from apiserver.errors import InvalidRequest, ModelNotFound
+from apiserver.event_stream import Events, StreamedResponse, collect
+from apiserver.generation import Choice, CollectedChoice, GenerationRequest, Usage
+from apiserver.services import Services
+from apiserver.text_stream import TextStream
+
+DEADLINE_HEADER = b"x-request-deadline-ms"
+
+Body = Callable[[str, str, list[CollectedChoice], Usage], bytes]
+"""response id, model, choices, usage → JSON"""
+
+
+def check_model(name: str | None, services: Services) -> str:
+    """The name to answer under. No name is the only model there is, as in vLLM."""
+    served = services.model.served_names
+    if name is None:
+        return served[0]
+    if name not in served:
+        raise ModelNotFound(f"The model `{name}` does not exist; this server has: {', '.join(served)}", param="model")
+    return name
+
+
+def deadline_of(scope: Scope) -> float | None:
+    """CLOCK_MONOTONIC seconds, from the header in milliseconds from now."""
+    value = header(scope, DEADLINE_HEADER)
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 9:
+        raise InvalidRequest(f"{DEADLINE_HEADER.decode()} must be whole milliseconds")
+    return time.monotonic() + int(value) / 1e3
+
+
+async def answer(
+    request: GenerationRequest,
+    services: Services,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    response_id: str,
+    model: str,
+    events: Events,
+    body: Body,
+) -> None:
+    """Generate and answer, as a stream of events or as one body. Raises ApiError while a status can be sent."""
+    log: dict[str, Any] = scope["state"]["log"]
+    texts = [_text_stream(request, services) for _ in range(request.num_choices)]
+    client, metrics = services.client, services.metrics
+    if request.is_stream:
+        response = StreamedResponse(
+            request, events, texts, client, metrics, services.settings.server.stream_buffer_bytes
+        )
+        try:
+            await response.run(scope, receive, send)
+        finally:
+            _log(log, request, list(response.choices), response.was_disconnected)
+        return
+    choices = await collect(request, texts, client, metrics, scope, receive)
+    if choices is None:
+        log["is_disconnected"] = True
+        raise ClientLeft
+    usage = generation.usage_of(request, list(choices))
+    _log(log, request, list(choices), False)
+    await send_body(send, body(response_id, model, choices, usage))
+
+
+def _text_stream(request: GenerationRequest, services: Services) -> TextStream:
+    preloaded = services.preloaded
+    return TextStream(
+        preloaded.token_table,
+        preloaded.tokenizer.decoder,
+        stop=request.stop,
+        include_stop=request.include_stop,
+        skip_special_tokens=request.skip_special_tokens,
+        min_tokens=request.sampling.min_tokens,
+    )
+
+
+def _log(log: dict[str, Any], request: GenerationRequest, choices: list[Choice], is_disconnected: bool) -> None:
+    """Counts and times only: never text."""
+    usage = generation.usage_of(request, choices)
+    ttfts_s = [choice.ttft_s for choice in choices if choice.ttft_s is not None]
+    log.update(
+        is_stream=request.is_stream,
+        num_choices=len(choices),
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        finish=",".join(
+            sorted({choice.error.reason if choice.error else choice.finish_reason or "abort" for choice in choices})
+        ),
+    )
+    if ttfts_s:
+        log["ttft_ms"] = round(min(ttfts_s) * 1e3, 1)
+    if is_disconnected:
+        log["is_disconnected"] = True

@@ -1,0 +1,36 @@
+"""GET /v1/models and /v1/models/{name} (https://platform.openai.com/docs/api-reference/models)."""
+
+import time
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from apiserver.asgi import send_json
+from apiserver.routes.generate import check_model
+from apiserver.services import Services
+
+
+class Models:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._created = int(time.time())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = scope.get("path_params", {}).get("name")
+        if name is not None:
+            await send_json(send, self._card(check_model(name, self._services)))
+            return
+        cards = [self._card(name) for name in self._services.model.served_names]
+        await send_json(send, {"object": "list", "data": cards})
+
+    def _card(self, name: str) -> dict[str, Any]:
+        model = self._services.model
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "tokenfleet",
+            "root": model.name,
+            "parent": None,
+            "max_model_len": model.max_model_len,
+        }

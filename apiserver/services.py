@@ -1,0 +1,23 @@
+"""What the routes of one worker reach through the ASGI state: built once by apiserver.worker, never looked up globally."""
+
+from dataclasses import dataclass
+
+from apiserver.engine_client import EngineClient
+from apiserver.metrics import WorkerMetrics
+from apiserver.preload import Preloaded
+from config.model_folder import ModelFolder
+from config.settings import Settings
+from ipc.exposition import Exposition
+from ipc.fleet_page import FleetPage
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    model: ModelFolder
+    preloaded: Preloaded
+    client: EngineClient
+    metrics: WorkerMetrics
+    exposition: Exposition
+    fleet: FleetPage
+    slot: int

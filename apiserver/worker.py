@@ -1,0 +1,143 @@
+"""Role entry of an API worker: forked from the zygote, serves connections of the inherited sockets until told to stop.
+
+Restart policy: always. Stop deadline: `drain_timeout_s`, in which running streams finish and nothing new is accepted. The
+broker gone: new requests wait for its successor or fail by their deadline; streams go on. An engine gone: its streams end
+with one error each. The supervisor gone: its death signal ends this process.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import uvicorn
+import uvloop
+
+from apiserver.app import build_app
+from apiserver.engine_client import EngineClient
+from apiserver.http_protocol import FleetHttpProtocol
+from apiserver.metrics import WorkerMetrics
+from apiserver.preload import Preloaded
+from apiserver.services import Services
+from config.model_folder import ModelFolder
+from config.settings import Settings
+from ipc.doorbell import Doorbell
+from ipc.exposition import Exposition
+from ipc.fleet_page import FleetPage, State
+from ipc.handles import WorkerHandles
+from ipc.ring import RingReader
+from ipc.segment import Segment
+from ipc.sockets import WorkerSocket
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 0.1
+BACKLOG = 4096
+
+
+def run(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloaded: Preloaded) -> None:
+    """Serve until SIGTERM."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, model, handles, preloaded))
+
+
+async def _serve(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloaded: Preloaded) -> None:
+    services = _build_services(settings, model, handles, preloaded)
+    server = _Server(
+        uvicorn.Config(
+            build_app(services),
+            http=FleetHttpProtocol,
+            ws="none",
+            lifespan="off",
+            loop="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=int(settings.server.timeout_keep_alive_s),
+            timeout_graceful_shutdown=int(settings.ops.drain_timeout_s),
+        )
+    )
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, server.stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's business
+    services.client.start(loop)
+    heart = Heart(services, server)
+    heart.start(loop)
+    await server.serve(sockets=[socket.socket(fileno=fd) for fd in handles.listen_fds])
+    heart.stop()
+    services.client.close()
+    logger.info("worker stopped", extra={"slot": handles.slot})
+
+
+def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloaded: Preloaded) -> Services:
+    pages = [Segment.attach(fd).view for fd in handles.metrics_fds]
+    client = EngineClient(
+        slot=handles.slot,
+        generation=handles.generation,
+        rings=[RingReader(Segment.attach(fd).view, handles.generation) for fd in handles.ring_fds],
+        doorbell=Doorbell(handles.doorbell_fd),
+        connect=lambda in_flight: WorkerSocket(handles.broker_endpoint, handles.slot, handles.generation, in_flight),
+        block_size=settings.engine.block_size,
+        enable_prefix_caching=settings.engine.enable_prefix_caching,
+    )
+    return Services(
+        settings=settings,
+        model=model,
+        preloaded=preloaded,
+        client=client,
+        metrics=WorkerMetrics(pages[handles.metrics_index], model.name, model.max_model_len),
+        exposition=Exposition(pages),
+        fleet=FleetPage(Segment.attach(handles.fleet_fd).view),
+        slot=handles.slot,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with signals left to this module: its own handling would re-raise them when it is done."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        """Accept nothing new, finish what runs."""
+        self.should_exit = True
+
+
+class Heart:
+    """Beats from the serving loop, so that a stuck loop is a silent one; measures how late the loop runs."""
+
+    def __init__(self, services: Services, server: uvicorn.Server) -> None:
+        self._services, self._server = services, server
+        self._cell = services.fleet.workers[services.slot]
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due_s = time.monotonic()
+        self._beat()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _beat(self) -> None:
+        now_s = time.monotonic()
+        services, state = self._services, self._server.server_state
+        services.metrics.loop_lag.observe(max(0.0, now_s - self._due_s))
+        services.metrics.open_connections.set(len(state.connections))
+        services.metrics.open_streams.set(services.client.num_streams)
+        services.client.receive()
+        self._cell.has_work = services.client.num_streams > 0
+        if self._server.should_exit:
+            self._cell.state = State.DRAINING
+        elif self._server.started:
+            self._cell.state = State.READY
+        self._cell.beat()
+        self._due_s = now_s + HEARTBEAT_S
+        self._timer = self._loop.call_later(HEARTBEAT_S, self._beat)
