@@ -20,15 +20,16 @@ def default_num_workers(num_engines: int, cores: int) -> int:
 
 
 def _quota_cores(root: Path) -> float | None:
-    """https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), .../cgroup-v1/cpu (cpu.cfs_quota_us)."""
-    quota, period = _read(root / "cpu.max").split() or ("max", "0") if _read(root / "cpu.max") else ("max", "0")
-    if quota == "max":
-        quota, period = _read(root / "cpu/cpu.cfs_quota_us") or "-1", _read(root / "cpu/cpu.cfs_period_us") or "0"
-    return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
+    """https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), .../cgroup-v1/cpu.html (cpu.cfs_quota_us)."""
+    words = _words(root / "cpu.max") or _words(root / "cpu/cpu.cfs_quota_us") + _words(root / "cpu/cpu.cfs_period_us")
+    if len(words) != 2 or words[0] in ("max", "-1"):
+        return None
+    quota_us, period_us = map(int, words)
+    return quota_us / period_us
 
 
-def _read(path: Path) -> str:
+def _words(path: Path) -> list[str]:
     try:
-        return path.read_text().strip()
+        return path.read_text().split()
     except OSError:
-        return ""
+        return []

@@ -1,0 +1,85 @@
+"""The fleet's folder for Unix sockets: made by the supervisor, readable by its user alone, removed at the end.
+
+A supervisor that was killed leaves its folder behind; the next one sweeps it away. Whose supervisor lives is told by a
+lock that the kernel drops with the process, not by a pid that somebody else may have by now.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+_PREFIX = "tokenfleet-"
+_LOCK = "lock"
+_MANIFEST = "fleet.json"
+
+
+class RingEntry(Struct, frozen=True):
+    engine: int
+    slot: int
+    fd: int  # number in the supervisor
+
+
+class Manifest(Struct, frozen=True):
+    """What an observer of this fleet needs (`tokenfleet wiretap`)."""
+
+    supervisor_pid: int
+    tap_endpoint: str
+    rings: tuple[RingEntry, ...]
+
+
+class RunFolder:
+    def __init__(self) -> None:
+        """Sweep what dead supervisors left, then make a folder of one's own."""
+        for path, is_alive in _folders():
+            if not is_alive:
+                shutil.rmtree(path, ignore_errors=True)
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_parent()))
+        self._lock_fd = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def endpoint(self, name: str) -> str:
+        return f"ipc://{self.path / name}"
+
+    def store(self, manifest: Manifest) -> None:
+        (self.path / _MANIFEST).write_bytes(msgspec.json.encode(manifest))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock_fd)
+
+
+def running_fleets() -> list[Manifest]:
+    """Of this user, on this host."""
+    return [
+        msgspec.json.decode((path / _MANIFEST).read_bytes(), type=Manifest)
+        for path, is_alive in _folders()
+        if is_alive and (path / _MANIFEST).is_file()
+    ]
+
+
+def _folders() -> Iterator[tuple[Path, bool]]:
+    """Every run folder of this user, and whether its supervisor lives."""
+    for path in _parent().glob(_PREFIX + "*"):
+        try:
+            if path.stat().st_uid != os.getuid():
+                continue
+            fd = os.open(path / _LOCK, os.O_RDWR)
+        except OSError:  # not ours, half made or half removed
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield path, False
+        except BlockingIOError:
+            yield path, True
+        finally:
+            os.close(fd)
+
+
+def _parent() -> Path:
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
