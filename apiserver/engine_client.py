@@ -229,11 +229,9 @@ class EngineClient:
         """The sections behind the tokens. Finishes alone, the common case, need no second look at the payload."""
         num_tokens, num_finishes, num_bulks, num_failures = words[:HEADER_WORDS]
         if not num_bulks and not num_failures:
-            at = HEADER_WORDS + 2 * num_tokens
-            ended.extend(
-                Finish(*words[at + n : at + n + FINISH_WORDS])
-                for n in range(0, num_finishes * FINISH_WORDS, FINISH_WORDS)
-            )
+            first = HEADER_WORDS + 2 * num_tokens
+            ends = range(first, first + num_finishes * FINISH_WORDS, FINISH_WORDS)
+            ended.extend(Finish(*words[at : at + FINISH_WORDS]) for at in ends)
             return
         record = unpack_record(payload)
         for number, token_ids in record.bulks:

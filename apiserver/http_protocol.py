@@ -33,7 +33,7 @@ class StreamWriter:
         self._protocol.writer = self
 
     def open(self) -> None:
-        """Before the headers of a body that will be written here. HTTP/1.0 knows no chunks: its body ends with the connection."""
+        """Before the headers of a body written here. HTTP/1.0 knows no chunks: its body ends with the connection."""
         if self._cycle.scope["http_version"] == "1.0":
             self._cycle.chunked_encoding = False
 
@@ -64,11 +64,11 @@ class FleetHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         previous = self.cycle
-        self.scope["extensions"] = {}  # type: ignore[typeddict-item]  # a dict of our own below
+        extensions: dict[str, Any] = {}  # Any: each extension has a type of its own
+        self.scope["extensions"] = extensions
         super().on_headers_complete()
         if self.cycle is not previous and self.cycle is not None:
-            writer = StreamWriter(self, self.cycle)
-            self.scope["extensions"][EXTENSION] = writer  # type: ignore[index,typeddict-item]
+            extensions[EXTENSION] = StreamWriter(self, self.cycle)
 
     def resume_writing(self) -> None:
         super().resume_writing()

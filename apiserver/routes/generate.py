@@ -97,11 +97,13 @@ def _log(log: dict[str, Any], request: GenerationRequest, choices: list[Choice],
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
-        finish=",".join(
-            sorted({choice.error.reason if choice.error else choice.finish_reason or "abort" for choice in choices})
-        ),
+        finish=",".join(sorted({_ending(choice) for choice in choices})),
     )
     if ttfts_s:
         log["ttft_ms"] = round(min(ttfts_s) * 1e3, 1)
     if is_disconnected:
         log["is_disconnected"] = True
+
+
+def _ending(choice: Choice) -> str:
+    return choice.error.reason if choice.error is not None else choice.finish_reason or "abort"

@@ -102,7 +102,7 @@ class CompletionEvents:
 
 
 def chat_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "index": choice.index,
             "message": {"role": "assistant", "content": choice.content, "refusal": None, "tool_calls": []},
@@ -116,7 +116,7 @@ def chat_body(response_id: str, model: str, choices: list[CollectedChoice], usag
 
 
 def completion_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "index": choice.index,
             "text": choice.content,

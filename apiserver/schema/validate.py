@@ -171,9 +171,11 @@ def _max_tokens(num_prompt_tokens: int, wanted: int | None, max_model_len: int) 
     if num_prompt_tokens == 0:
         raise InvalidRequest("the prompt is empty", param="prompt")
     if room < 1 or (wanted or 0) > room:
-        asked = f"you requested {num_prompt_tokens + (wanted or 1)} tokens ({num_prompt_tokens} in the prompt, {wanted or 1} for the output)"
+        output = wanted or 1
         raise ContextTooLong(
-            f"This model's maximum context length is {max_model_len} tokens, but {asked}.", param="messages"
+            f"This model's maximum context length is {max_model_len} tokens, but you requested "
+            f"{num_prompt_tokens + output} tokens ({num_prompt_tokens} in the prompt, {output} for the output).",
+            param="messages",
         )
     return room if wanted is None else wanted
 
