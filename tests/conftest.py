@@ -1,0 +1,36 @@
+"""Fixtures that several folders share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from config.settings import ModelSettings
+from engine_core.gguf_conversion import convert
+from engine_core.model_source import find_model
+from tests.integration.fleet import Fleet
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    """The embedded default model as a Hugging Face folder; converted at the first use on a machine."""
+    source = find_model(ModelSettings())
+    if not source.is_ready:
+        convert(source, lambda done, total: None)
+    return source.path
+
+
+@pytest.fixture(scope="session")
+def sim_fleet(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Two workers before the engine that computes nothing, a step every 2 ms."""
+    log_path = tmp_path_factory.mktemp("sim-fleet") / "log"
+    with Fleet(log_path, str(model_folder), "--engine", "sim", "--workers", "2", "--sim-step-ms", "2") as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="session")
+def core_fleet(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Two workers before the real model, in float32: its output does not depend on the batch."""
+    log_path = tmp_path_factory.mktemp("core-fleet") / "log"
+    with Fleet(log_path, "--workers", "2", "--dtype", "float32") as fleet:
+        yield fleet

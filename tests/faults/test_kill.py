@@ -1,0 +1,142 @@
+"""`kill -9` under load: a worker takes only its own streams with it, an engine ends each stream with one error event."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.fleet import Fleet
+
+NUM_STREAMS = 100
+NUM_TOKENS = 300
+
+
+@dataclass
+class StreamOutcome:
+    """What one client saw of its stream."""
+
+    num_events: int = 0
+    errors: list[str] = field(default_factory=list)
+    is_done: bool = False
+    is_broken: bool = False
+
+
+@pytest.fixture
+def fleet(model_folder: Path, tmp_path: Path) -> Iterator[Fleet]:
+    with Fleet(tmp_path / "log", str(model_folder), "--engine", "sim", "--workers", "2", "--sim-step-ms", "10") as fleet:
+        yield fleet
+
+
+async def stream_all(fleet: Fleet, outcomes: list[StreamOutcome], then: "asyncio.Task[None] | None" = None) -> None:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=fleet.base_url, limits=limits, timeout=60) as client:
+        await asyncio.gather(*(read_stream(client, outcome) for outcome in outcomes))
+    if then is not None:
+        await then
+
+
+async def read_stream(client: httpx.AsyncClient, outcome: StreamOutcome) -> None:
+    body = {"prompt": "Tell me a story", "max_tokens": NUM_TOKENS, "ignore_eos": True, "stream": True}
+    try:
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            async for line in response.aiter_lines():
+                if line == "data: [DONE]":
+                    outcome.is_done = True
+                elif line.startswith("data: "):
+                    event = json.loads(line.removeprefix("data: "))
+                    if "error" in event:
+                        outcome.errors.append(event["error"]["message"])
+                    else:
+                        outcome.num_events += 1
+    except httpx.HTTPError:
+        outcome.is_broken = True
+
+
+async def kill_when_streaming(fleet: Fleet, role: str, outcomes: list[StreamOutcome]) -> int:
+    """Once every stream has begun; returns the pid."""
+    while not all(outcome.num_events > 20 for outcome in outcomes):
+        await asyncio.sleep(0.01)
+    pid = fleet.pids(role)[0]
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def stream_and_kill(fleet: Fleet, role: str) -> list[StreamOutcome]:
+    async def run() -> list[StreamOutcome]:
+        outcomes = [StreamOutcome() for _ in range(NUM_STREAMS)]
+        await asyncio.gather(stream_all(fleet, outcomes), kill_when_streaming(fleet, role, outcomes))
+        return outcomes
+
+    return asyncio.run(run())
+
+
+def test_killed_worker_takes_only_its_own_streams_and_is_back_within_two_seconds(fleet: Fleet) -> None:
+    before = fleet.pids("worker")
+    assert len(before) == 2
+
+    outcomes = stream_and_kill(fleet, "worker 0")
+
+    broken = [outcome for outcome in outcomes if outcome.is_broken]
+    whole = [outcome for outcome in outcomes if not outcome.is_broken]
+    assert 0 < len(broken) < NUM_STREAMS
+    assert all(outcome.is_done and not outcome.errors for outcome in whole)
+    after = fleet.pids("worker")
+    assert len(after) == 2 and before[1] in after and before[0] not in after
+
+
+def test_killed_worker_is_respawned_within_two_seconds(fleet: Fleet) -> None:
+    pid = fleet.pids("worker 0")[0]
+
+    os.kill(pid, signal.SIGKILL)
+
+    def is_back() -> bool:
+        pids = fleet.pids("worker 0")
+        return bool(pids) and pids[0] != pid and fleet.probe("/readyz") == 200
+
+    assert fleet.wait_until(is_back, timeout_s=5) < 2.0
+
+
+def test_killed_engine_ends_each_stream_with_one_error_and_the_next_serves(fleet: Fleet) -> None:
+    outcomes = stream_and_kill(fleet, "engine 0")
+
+    assert all(len(outcome.errors) == 1 and not outcome.is_broken for outcome in outcomes)
+    assert all("engine" in outcome.errors[0] for outcome in outcomes)
+    fleet.wait_until(lambda: fleet.probe("/readyz") == 200, timeout_s=20)
+    answer = httpx.post(fleet.base_url + "/v1/completions", json={"prompt": "again", "max_tokens": 3}, timeout=10)
+    assert answer.status_code == 200
+
+
+def test_killed_broker_leaves_running_streams_alone(fleet: Fleet) -> None:
+    outcomes = stream_and_kill(fleet, "broker")
+
+    assert all(outcome.is_done and not outcome.errors and not outcome.is_broken for outcome in outcomes)
+    assert all(outcome.num_events == NUM_TOKENS + 1 for outcome in outcomes)
+    fleet.wait_until(lambda: fleet.probe("/readyz") == 200, timeout_s=10)
+    answer = httpx.post(fleet.base_url + "/v1/completions", json={"prompt": "again", "max_tokens": 3}, timeout=10)
+    assert answer.status_code == 200
+
+
+def test_killed_supervisor_leaves_no_orphans(model_folder: Path, tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path / "log", str(model_folder), "--engine", "sim", "--workers", "2")
+    with fleet:
+        pids = [pid for role in ("worker", "engine", "broker", "zygote") for pid in fleet.pids(role)]
+        assert len(pids) == 5
+
+        os.kill(fleet.process.pid, signal.SIGKILL)
+        fleet.process.wait()
+
+        fleet.wait_until(lambda: not any(is_running(pid) for pid in pids), timeout_s=10)
+
+
+def is_running(pid: int) -> bool:
+    """A zombie that nobody reaps here is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

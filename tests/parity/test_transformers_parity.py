@@ -1,0 +1,136 @@
+"""Greedy output token for token equal to transformers' `generate`, same weights, float32: alone and in every kind of crowd.
+
+42 prompts of 1 to 1500 tokens, 64 new tokens each. Where the two largest logits are closer than float32 can tell, kernels
+that add in another order may pick the other; the prompts here have no such tie, and the comparison allows none.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from config.settings import EngineSettings
+from ipc.messages import SamplingParams
+from tests.parity.in_process_engine import InProcessEngine
+
+NEW_TOKENS = 64
+LENGTHS = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128, 129, 200, 300, 500, 1000, 1500]
+GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, ignore_eos=True)
+QUESTIONS = (
+    "What is the capital of France?",
+    "Write a haiku about the sea.",
+    "def fibonacci(n):",
+    "The three laws of thermodynamics are",
+    "Translate to German: good morning, my friend.",
+    "List five fruits that are red.",
+    "1 + 1 = 2, 2 + 2 = 4, 3 + 3 =",
+    "Once upon a time, in a village by the river,",
+    "東京はどこにありますか？",
+    "Explain photosynthesis to a child.",
+    "{\"name\": \"Alice\", \"age\":",
+    "Roses are red, violets are",
+    "How many legs does a spider have?",
+    "SELECT name FROM users WHERE",
+    "The quick brown fox",
+    "Dear Sir or Madam,",
+    "Die Hauptstadt von Deutschland ist",
+    "A recipe for pancakes:",
+)
+
+
+@pytest.fixture(scope="module")
+def prompts(model_folder: Path) -> list[list[int]]:
+    """Texts of exact lengths cut out of running prose, and chats."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    prose = tokenizer("\n".join(path.read_text() for path in sorted(Path("tests/parity/texts").glob("*.txt")))).input_ids
+    cuts, start = [], 0
+    for length in LENGTHS:
+        cuts.append(prose[start : start + length])
+        start += length
+    chats = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        for question in QUESTIONS
+    ]
+    return cuts + chats
+
+
+@pytest.fixture(scope="module")
+def expected(model_folder: Path, prompts: list[list[int]]) -> list[list[int]]:
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
+    outputs = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            ids = torch.tensor([prompt])
+            generated = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+            )
+            outputs.append(generated[0, len(prompt) :].tolist())
+    return outputs
+
+
+def engine_for(folder: Path, **settings: object) -> InProcessEngine:
+    return InProcessEngine(folder, EngineSettings(**{"max_num_seqs": 64, **settings}))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def engine(model_folder: Path) -> Iterator[InProcessEngine]:
+    yield engine_for(model_folder)
+
+
+@pytest.mark.timeout(600)
+def test_alone(engine: InProcessEngine, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    outputs = [engine.generate([prompt], [GREEDY])[0] for prompt in prompts]
+
+    assert outputs == expected
+
+
+def test_all_together_and_again_out_of_the_prefix_cache(
+    engine: InProcessEngine, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    hits_before = engine.scheduler.counts.prefix_hits
+
+    assert engine.generate(prompts, [GREEDY] * len(prompts)) == expected
+    assert engine.generate(prompts, [GREEDY] * len(prompts)) == expected
+    assert engine.scheduler.counts.prefix_hits - hits_before > sum(map(len, prompts)) // 2
+
+
+def test_all_together_without_prefix_cache(
+    model_folder: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    engine = engine_for(model_folder, enable_prefix_caching=False)
+
+    assert engine.generate(prompts, [GREEDY] * len(prompts)) == expected
+    assert engine.scheduler.counts.prefix_hits == 0
+
+
+def test_in_chunks_of_64_tokens(model_folder: Path, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    engine = engine_for(model_folder, max_num_batched_tokens=64)
+
+    assert engine.generate(prompts, [GREEDY] * len(prompts)) == expected
+
+
+def test_with_a_pool_so_small_that_sequences_are_preempted(
+    model_folder: Path, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    engine = engine_for(model_folder, num_gpu_blocks_override=110)
+
+    assert engine.generate(prompts, [GREEDY] * len(prompts)) == expected
+    assert engine.scheduler.counts.num_preemptions > 0
+
+
+def test_seeded_sampling_is_the_same_alone_and_in_a_crowd(engine: InProcessEngine, prompts: list[list[int]]) -> None:
+    def seeded(seed: int) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=24, temperature=0.9, top_p=0.95, top_k=50, seed=seed, ignore_eos=True, repetition_penalty=1.1
+        )
+
+    crowd = engine.generate(prompts[:20], [seeded(number) for number in range(20)])
+
+    for number in (0, 7, 13, 19):
+        assert engine.generate([prompts[number]], [seeded(number)])[0] == crowd[number]
+    assert engine.generate([prompts[7]], [seeded(8)])[0] != crowd[7]
