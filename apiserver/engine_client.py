@@ -27,7 +27,7 @@ from ipc.messages import (
     make_stream_id,
     number_of,
 )
-from ipc.record import FINISH_WORDS, HEADER_WORDS, Failure, FailureCode, Finish, unpack_record
+from ipc.record import FINISH_WORDS, HEADER_WORDS, NO_STOP_TOKEN, Failure, FailureCode, Finish, unpack_record
 from ipc.ring import RingReader
 
 logger = logging.getLogger(__name__)
@@ -87,14 +87,18 @@ class EngineClient:
         connect: Callable[[Callable[[], list[int]]], Broker],
         block_size: int,
         enable_prefix_caching: bool,
+        count_tokens: Callable[[int], object] = lambda _num_tokens: None,
     ) -> None:
+        """`count_tokens` hears, once per wake-up, how many tokens the engines have made."""
         self._slot, self._generation = slot, generation
         self._rings, self._doorbell = rings, doorbell
+        self._count_tokens = count_tokens
         self._block_size = block_size if enable_prefix_caching else 0
         self._sinks: dict[int, Sink] = {}
         self._next_number = 1
         self._broker = connect(lambda: [make_stream_id(slot, generation, number) for number in self._sinks])
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._will_receive = False
 
     @property
     def num_streams(self) -> int:
@@ -103,9 +107,9 @@ class EngineClient:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Listen. Call from the loop that serves the connections."""
         self._loop = loop
-        loop.add_reader(self._doorbell.fd, self._on_doorbell)
+        loop.add_reader(self._doorbell.fd, self.drain)
         loop.add_reader(self._broker.fd, self.receive)
-        self._on_doorbell()
+        self.drain()
 
     def close(self) -> None:
         assert self._loop is not None
@@ -147,8 +151,7 @@ class EngineClient:
             priority=priority,
             deadline_s=deadline_s,
         )
-        self._broker.send(envelope, message, prompt)
-        self.receive()
+        self._send(envelope, message, prompt)
         return stream_id
 
     def block_hashes(self, prompt: bytes, salt: bytes = b"") -> bytes:
@@ -158,23 +161,34 @@ class EngineClient:
     def abort(self, stream_id: StreamId) -> None:
         """Forget the stream; its K/V is freed within a step or two. Unknown ones have ended already."""
         if self._sinks.pop(number_of(stream_id), None) is not None:
-            self._broker.send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
-            self.receive()
+            self._send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
 
     def stop(self, stream_id: StreamId) -> None:
         """Make the engine end the stream now; its finish still comes."""
-        self._broker.send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id, wants_finish=True))
-        self.receive()
+        if number_of(stream_id) in self._sinks:
+            self._send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id, wants_finish=True))
 
     def receive(self) -> None:
-        """Take what the broker sent. ZMQ's descriptor is edge-triggered: called after every wake, send and heartbeat."""
+        """Take what the broker sent. Only from the loop: sinks are told of failures here."""
+        self._will_receive = False
         for message in self._broker.receive():
             match message:
                 case Rejected():
                     self._fail(number_of(message.stream_id), _refusal(message))
                 case EngineLost():
+                    self.drain()  # what the engine published before it died comes first
                     for stream_id in message.stream_ids:
                         self._fail(number_of(stream_id), ENGINE_LOST)
+
+    def _send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
+        """ZMQ's descriptor is edge-triggered and a send may swallow the edge: look before the loop sleeps again.
+
+        Not at once, because a sink may be sending from inside its own `flush`.
+        """
+        self._broker.send(envelope, message, prompt)
+        if self._loop is not None and not self._will_receive:
+            self._will_receive = True
+            self._loop.call_soon(self.receive)
 
     def _free_number(self) -> int:
         """32 bits, never that of a living stream."""
@@ -186,12 +200,13 @@ class EngineClient:
 
     # ── from the engines ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _on_doorbell(self) -> None:
+    def drain(self) -> None:
+        """Hand out what the engines have published: the doorbell's callback."""
         self._doorbell.clear()
         for ring in self._rings:
-            self._drain(ring)
+            self._drain_ring(ring)
 
-    def _drain(self, ring: RingReader) -> None:
+    def _drain_ring(self, ring: RingReader) -> None:
         try:
             payloads = ring.poll(RECORDS_PER_WAKE_UP)
         except RingCorrupt:
@@ -199,48 +214,61 @@ class EngineClient:
             return
         if not payloads:
             return
-        now_s = time.monotonic()
-        sinks = self._sinks
+        sink_of = self._sinks.get
         touched: list[Sink] = []
         ended: list[Finish | Failure] = []
+        num_made = 0
         for payload in payloads:
             words = payload.cast("I").tolist()
             num_tokens = words[0]
             middle = HEADER_WORDS + num_tokens
+            num_made += num_tokens
             for number, token in zip(words[HEADER_WORDS:middle], words[middle : middle + num_tokens], strict=True):
-                sink = sinks.get(number)
+                sink = sink_of(number)
                 if sink is not None:
                     sink.tokens.append(token)
                     touched.append(sink)
             if words[1] or words[2] or words[3]:
-                self._take_rest(payload, words, touched, ended)
+                num_made += self._take_rest(payload, words, touched, ended)
         ring.release()
-        for sink in touched:
-            if sink.tokens:
-                sink.flush(now_s)
+        self._count_tokens(num_made)
+        self._flush(touched)
         for end in ended:
             self._end(end)
         if len(payloads) == RECORDS_PER_WAKE_UP and self._loop is not None:
-            self._loop.call_soon(self._drain, ring)
+            self._loop.call_soon(self._drain_ring, ring)
+
+    def _flush(self, touched: list[Sink]) -> None:
+        """A stream that several records touched stands several times here, and is flushed once."""
+        now_s = time.monotonic()
+        for sink in touched:
+            if sink.tokens:
+                try:
+                    sink.flush(now_s)
+                except Exception:
+                    self._on_crash(sink)
 
     def _take_rest(
         self, payload: memoryview, words: list[int], touched: list[Sink], ended: list[Finish | Failure]
-    ) -> None:
-        """The sections behind the tokens. Finishes alone, the common case, need no second look at the payload."""
+    ) -> int:
+        """The sections behind the tokens; returns the number of tokens in them. Finishes alone, the common case, need
+        no second look at the payload."""
         num_tokens, num_finishes, num_bulks, num_failures = words[:HEADER_WORDS]
         if not num_bulks and not num_failures:
             first = HEADER_WORDS + 2 * num_tokens
-            ends = range(first, first + num_finishes * FINISH_WORDS, FINISH_WORDS)
-            ended.extend(Finish(*words[at : at + FINISH_WORDS]) for at in ends)
-            return
+            starts = range(first, first + num_finishes * FINISH_WORDS, FINISH_WORDS)
+            finishes = [Finish(*words[start : start + FINISH_WORDS]) for start in starts]
+            ended += finishes
+            return _num_stop_tokens(finishes)
         record = unpack_record(payload)
         for number, token_ids in record.bulks:
             sink = self._sinks.get(number)
             if sink is not None:
                 sink.tokens.extend(token_ids)
                 touched.append(sink)
-        ended.extend(record.finishes)
-        ended.extend(record.failures)
+        ended += record.finishes
+        ended += record.failures
+        return sum(len(token_ids) for _, token_ids in record.bulks) + _num_stop_tokens(record.finishes)
 
     def _end(self, end: Finish | Failure) -> None:
         if isinstance(end, Failure):
@@ -248,24 +276,52 @@ class EngineClient:
             return
         sink = self._sinks.pop(end.stream, None)
         if sink is not None:
-            sink.finish(end)
+            try:
+                sink.finish(end)
+            except Exception:
+                logger.exception("a stream crashed at its end")
+                _tell_failure(sink, CRASHED)
 
     def _fail(self, number: int, error: StreamError) -> None:
         sink = self._sinks.pop(number, None)
         if sink is not None:
-            sink.fail(error)
+            _tell_failure(sink, error)
+
+    def _on_crash(self, sink: Sink) -> None:
+        """A sink that raised ends alone: the other streams of its record go on."""
+        logger.exception("a stream crashed")
+        sink.tokens.clear()
+        for number in [number for number, other in self._sinks.items() if other is sink]:
+            self._give_up(number, CRASHED)
+
+    def _give_up(self, number: int, error: StreamError) -> None:
+        stream_id = make_stream_id(self._slot, self._generation, number)
+        self._send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
+        self._fail(number, error)
 
     def _on_corrupt(self, ring: RingReader) -> None:
         """What was lost cannot be known, so every stream that might have been in it ends with an error."""
         logger.exception("ring is corrupt", extra={"num_streams": len(self._sinks)})
         ring.resync()
         for number in list(self._sinks):
-            stream_id = make_stream_id(self._slot, self._generation, number)
-            self._broker.send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
-            self._fail(number, StreamError("ring_corrupt", "the token stream was damaged on its way"))
+            self._give_up(number, RING_CORRUPT)
 
 
 ENGINE_LOST = StreamError("engine_lost", "the engine that served this request was lost", retry_after_s=5)
+RING_CORRUPT = StreamError("ring_corrupt", "the token stream was damaged on its way")
+CRASHED = StreamError("crashed", "internal error")
+
+
+def _tell_failure(sink: Sink, error: StreamError) -> None:
+    try:
+        sink.fail(error)
+    except Exception:
+        logger.exception("a stream crashed when told that it failed")
+
+
+def _num_stop_tokens(finishes: list[Finish]) -> int:
+    """Tokens that only their finish tells of."""
+    return sum(finish.stop_token_id != NO_STOP_TOKEN for finish in finishes)
 
 
 def _prefix_key(block_hashes: bytes) -> int:
