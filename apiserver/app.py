@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from apiserver.errors import MethodNotAllowed, NotFound
 from apiserver.middleware import RequestMiddleware
+from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat import ChatCompletions
 from apiserver.routes.completions import Completions
 from apiserver.routes.health import Load, Metrics, ProbeRoute, Version, has_started, is_live, is_ready
@@ -18,27 +19,35 @@ from apiserver.services import Services
 
 def build_app(services: Services) -> ASGIApp:
     routes = _routes(services)
-    app: ASGIApp = _Router(routes)
-    origins = services.settings.server.allowed_origins
-    if origins:
-        app = CORSMiddleware(app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
-    return RequestMiddleware(
-        app,
+    server = services.settings.server
+    app: ASGIApp = RequestMiddleware(
+        _Router(routes),
         metrics=services.metrics,
-        api_keys=services.settings.server.api_key,
+        api_keys=server.api_key,
         paths=frozenset(route.path for route in routes),
     )
+    if server.allowed_origins:  # outermost: browsers must be able to read errors too
+        app = CORSMiddleware(
+            app,
+            allow_origins=server.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    return app
 
 
 def _routes(services: Services) -> list[Route]:
+    prompts = PromptEncoder(services.preloaded.tokenizer, services.model.max_model_len)
+    models = Models(services)
     ready = ProbeRoute(services, is_ready)
     return [
-        Route("/v1/chat/completions", ChatCompletions(services), methods=["POST"]),
-        Route("/v1/completions", Completions(services), methods=["POST"]),
-        Route("/v1/models", Models(services), methods=["GET"]),
-        Route("/v1/models/{name:path}", Models(services), methods=["GET"]),
-        Route("/tokenize", Tokenize(services), methods=["POST"]),
-        Route("/detokenize", Detokenize(services), methods=["POST"]),
+        Route("/v1/chat/completions", ChatCompletions(services, prompts), methods=["POST"]),
+        Route("/v1/completions", Completions(services, prompts), methods=["POST"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models/{name:path}", models, methods=["GET"]),
+        Route("/tokenize", Tokenize(services, prompts), methods=["POST"]),
+        Route("/detokenize", Detokenize(services, prompts), methods=["POST"]),
         Route("/health", ready, methods=["GET"]),
         Route("/ping", ready, methods=["GET", "POST"]),
         Route("/livez", ProbeRoute(services, is_live), methods=["GET"]),
@@ -65,5 +74,5 @@ class _Router:
         except HTTPException as error:
             if error.status_code == 405:
                 allowed = (error.headers or {}).get("Allow", "")
-                raise MethodNotAllowed(f"{scope['method']} is not allowed on {scope['path']}", allowed) from None
-            raise NotFound(f"there is no route {scope['path']}") from None
+                raise MethodNotAllowed(f"Not allowed to {scope['method']} on {scope['path']}", allowed) from None
+            raise NotFound(f"Invalid URL ({scope['method']} {scope['path']})") from None

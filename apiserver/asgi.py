@@ -1,5 +1,6 @@
 """The few ASGI moves the routes share: read a bounded body, send JSON, answer an error."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 from apiserver.errors import ApiError, BodyTooLarge, InvalidRequest
 
 JSON = b"application/json"
+LINGER_S = 2.0
 
 
 class ClientLeft(Exception):
@@ -65,3 +67,21 @@ async def send_json(send: Send, content: Any, *, status: int = 200) -> None:
 
 async def send_error(send: Send, error: ApiError) -> None:
     await send_body(send, error.body(), status=error.status, headers=error.headers)
+
+
+async def refuse_body(receive: Receive, send: Send, error: BodyTooLarge) -> None:
+    """Answer a client that may still be sending, and take in and drop what it sends for LINGER_S.
+
+    To close at once would reset the connection, and the client would never see the answer.
+    """
+    body = error.body()
+    fields = [(b"content-type", JSON), (b"content-length", str(len(body)).encode()), *error.headers]
+    await send({"type": "http.response.start", "status": error.status, "headers": fields})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    try:
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
+    except TimeoutError:
+        pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,31 +1,35 @@
 """What a client is told when a request cannot be served: OpenAI's error object, a status, a metric label.
 
     ApiError
-    ├── InvalidRequest           400  invalid_request_error
+    ├── InvalidRequest           400  type invalid_request_error, as all the client's errors
     │   └── ContextTooLong       400  code context_length_exceeded
-    ├── Unauthorized             401  authentication_error
-    ├── NotFound                 404  not_found_error
-    ├── MethodNotAllowed         405  invalid_request_error
-    ├── BodyTooLarge             413  invalid_request_error
-    ├── GenerationFailed         500  server_error
-    └── Overloaded               503  overloaded_error, with Retry-After
+    ├── Unauthorized             401  code invalid_api_key
+    ├── NotFound                 404  code unknown_url
+    │   └── ModelNotFound        404  code model_not_found
+    ├── MethodNotAllowed         405  code method_not_supported
+    ├── BodyTooLarge             413  code body_too_large
+    ├── GenerationFailed         500  type server_error
+    └── Overloaded               503  type overloaded_error, with Retry-After
 
-Shape: https://platform.openai.com/docs/guides/error-codes (2026-11).
+Shape, types and codes: OpenAI's (https://platform.openai.com/docs/guides/error-codes, 2026-11).
 """
 
 import msgspec
 
+MAX_MESSAGE_CHARS = 1000  # messages quote the request, and a request may be large
+
 
 class ApiError(Exception):
-    """Raised anywhere while a request is handled; answered in one place (apiserver.asgi)."""
+    """Raised anywhere while a request is handled; answered in one place (apiserver.middleware)."""
 
-    status = 500
-    type = "server_error"
+    status: int = 500
+    type: str = "server_error"
     code: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
-        self.message, self.param = message, param
+        self.message = message if len(message) <= MAX_MESSAGE_CHARS else message[: MAX_MESSAGE_CHARS - 1] + "…"
+        self.param = param
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -44,7 +48,7 @@ class ContextTooLong(InvalidRequest):
 
 
 class Unauthorized(ApiError):
-    status, type, code = 401, "authentication_error", "invalid_api_key"
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -52,7 +56,7 @@ class Unauthorized(ApiError):
 
 
 class NotFound(ApiError):
-    status, type = 404, "not_found_error"
+    status, type, code = 404, "invalid_request_error", "unknown_url"
 
 
 class ModelNotFound(NotFound):
@@ -60,7 +64,7 @@ class ModelNotFound(NotFound):
 
 
 class MethodNotAllowed(ApiError):
-    status, type = 405, "invalid_request_error"
+    status, type, code = 405, "invalid_request_error", "method_not_supported"
 
     def __init__(self, message: str, allowed: str) -> None:
         super().__init__(message)
@@ -72,11 +76,11 @@ class MethodNotAllowed(ApiError):
 
 
 class BodyTooLarge(ApiError):
-    status, type = 413, "invalid_request_error"
+    status, type, code = 413, "invalid_request_error", "body_too_large"
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        return [(b"connection", b"close")]  # the rest of the body is not read
+        return [(b"connection", b"close")]  # the rest of the body is not wanted
 
 
 class GenerationFailed(ApiError):

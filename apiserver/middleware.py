@@ -7,18 +7,19 @@ import hmac
 import logging
 import time
 import uuid
+from hashlib import sha256
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from apiserver.asgi import ClientLeft, header, send_error
-from apiserver.errors import ApiError, GenerationFailed, Unauthorized
+from apiserver.asgi import ClientLeft, header, refuse_body, send_error
+from apiserver.errors import ApiError, BodyTooLarge, GenerationFailed, Unauthorized
 from apiserver.metrics import WorkerMetrics
 
 logger = logging.getLogger("tokenfleet.request")
 
 MAX_REQUEST_ID_CHARS = 128
-GUARDED = ("/v1/", "/tokenize", "/detokenize", "/load")
+GUARDED = ("/v1/", "/tokenize", "/detokenize")
 QUIET = frozenset({"/health", "/livez", "/readyz", "/startupz", "/metrics", "/ping"})  # probes: logged at debug level
 CLIENT_CLOSED = 499  # nginx's code for a client that left; only in the log and the metrics
 
@@ -30,7 +31,7 @@ class RequestMiddleware:
         self, app: ASGIApp, *, metrics: WorkerMetrics, api_keys: tuple[str, ...], paths: frozenset[str]
     ) -> None:
         self._app, self._metrics, self._paths = app, metrics, paths
-        self._api_keys = [key.encode() for key in api_keys]
+        self._key_digests = [_digest(key.encode()) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,6 +54,9 @@ class RequestMiddleware:
             try:
                 self._check_key(scope)
                 await self._app(scope, receive, send_with_id)
+            except BodyTooLarge as error:
+                log["error"] = type(error).__name__
+                await refuse_body(receive, send_with_id, error)
             except ApiError as error:
                 log["error"] = error.message if error.status >= 500 else type(error).__name__
                 await send_error(send_with_id, error)
@@ -67,13 +71,14 @@ class RequestMiddleware:
             self._report(scope, request_id, status or CLIENT_CLOSED, time.monotonic() - started_s, log)
 
     def _check_key(self, scope: Scope) -> None:
-        if not self._api_keys or not scope["path"].startswith(GUARDED) or scope["method"] == "OPTIONS":
+        if not self._key_digests or not scope["path"].startswith(GUARDED) or scope["method"] == "OPTIONS":
             return
-        given = (header(scope, b"authorization") or b"").partition(b" ")
-        # Every key is compared, in constant time: the time taken says nothing of any of them.
-        matches = [hmac.compare_digest(key, given[2]) for key in self._api_keys]
-        if given[0].lower() != b"bearer" or not any(matches):
-            raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
+        scheme, _, key = (header(scope, b"authorization") or b"").partition(b" ")
+        given = _digest(key.strip())
+        # Every key is compared, digest with digest in constant time: the time taken says nothing of any of them.
+        matches = [hmac.compare_digest(given, digest) for digest in self._key_digests]
+        if scheme.lower() != b"bearer" or not any(matches):
+            raise Unauthorized("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")
 
     def _report(self, scope: Scope, request_id: str, status: int, duration_s: float, log: dict[str, Any]) -> None:
         path = scope["path"]
@@ -89,6 +94,10 @@ class RequestMiddleware:
                 **log,
             }
             logger.log(level, "request", extra=fields)
+
+
+def _digest(key: bytes) -> bytes:
+    return sha256(key).digest()
 
 
 def _request_id(scope: Scope) -> str:

@@ -12,6 +12,8 @@ from apiserver.asgi import ClientLeft, header, send_body
 from apiserver.errors import InvalidRequest, ModelNotFound
 from apiserver.event_stream import Events, StreamedResponse, collect
 from apiserver.generation import Choice, CollectedChoice, GenerationRequest, Usage
+from apiserver.schema.requests import SamplingFields
+from apiserver.schema.validate import request_id_or_none
 from apiserver.services import Services
 from apiserver.text_stream import TextStream
 
@@ -29,6 +31,12 @@ def check_model(name: str | None, services: Services) -> str:
     if name not in served:
         raise ModelNotFound(f"The model `{name}` does not exist; this server has: {', '.join(served)}", param="model")
     return name
+
+
+def request_id_of(request: SamplingFields, scope: Scope) -> str:
+    """The body's `request_id`, else that of the HTTP request: it is in the response's id, as in vLLM."""
+    request_id: str = request_id_or_none(request) or scope["state"]["request_id"]
+    return request_id
 
 
 def deadline_of(scope: Scope) -> float | None:

@@ -24,15 +24,8 @@ def is_live(services: Services) -> tuple[bool, dict[str, Any]]:
 
 def is_ready(services: Services) -> tuple[bool, dict[str, Any]]:
     """A request sent now would be served: an engine and the broker are ready, and the fleet is not draining."""
-    fleet, timeout_s = services.fleet, services.settings.ops.heartbeat_timeout_s
-    num_ready = sum(engine.is_ready(timeout_s) for engine in fleet.engines)
-    reasons = {
-        "no engine is ready": num_ready == 0,
-        "the broker is not ready": not fleet.broker.is_ready(timeout_s),
-        "the fleet is draining": fleet.is_draining,
-    }
-    failing = [reason for reason, is_true in reasons.items() if is_true]
-    return not failing, {"engines_ready": num_ready, "engines": len(fleet.engines), "reasons": failing}
+    faults = services.fleet.faults(services.settings.ops.heartbeat_timeout_s)
+    return not faults, {"reasons": faults}
 
 
 def has_started(services: Services) -> tuple[bool, dict[str, Any]]:

@@ -5,6 +5,7 @@ are accepted, as vLLM does. Fields that are known and not served stand here too,
 never ignored: see apiserver.schema.unsupported.
 """
 
+import re
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -14,6 +15,7 @@ from apiserver.errors import InvalidRequest
 
 T = TypeVar("T")
 Unserved = Any  # whatever a client puts into a field that is refused
+NoEffect = Any  # whatever a client puts into a field that changes nothing here
 
 
 class Message(Struct):
@@ -22,14 +24,24 @@ class Message(Struct):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[dict[str, Any]] | None = None  # Any: parts are checked one by one
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None  # Any: passed to the template as it is
+    tool_calls: list[dict[str, Any]] | None = None  # Any: checked in apiserver.chat_messages
     tool_call_id: str | None = None
+    reasoning: str | None = None
     reasoning_content: str | None = None
+
+    annotations: NoEffect = None  # what OpenAI adds to answers; clients send answers back as they are
+
+    refusal: Unserved = None
+    audio: Unserved = None
+    function_call: Unserved = None
 
 
 class StreamOptions(Struct):
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+    include_obfuscation: NoEffect = (
+        None  # OpenAI pads its events against traffic analysis; a client may say it need not
+    )
 
 
 class SamplingFields(Struct, kw_only=True):
@@ -50,27 +62,33 @@ class SamplingFields(Struct, kw_only=True):
     min_tokens: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool | None = False
+    ignore_eos: bool | None = False
+    skip_special_tokens: bool | None = True
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    priority: int = 0
+    priority: int | None = 0
     add_special_tokens: bool | None = None
-
-    # Accepted without effect on the answer.
-    user: str | None = None
-    metadata: dict[str, Any] | None = None  # Any: the client's own
-    store: bool | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
     request_id: str | None = None
+
+    # Accepted, and without effect on the answer: labels, and what vLLM documents as void on these routes.
+    user: NoEffect = None
+    metadata: NoEffect = None
+    store: NoEffect = None
+    service_tier: NoEffect = None
+    safety_identifier: NoEffect = None
+    prompt_cache_key: NoEffect = None
+    prompt_cache_retention: NoEffect = None
+    session_id: NoEffect = None
+    mm_payload: NoEffect = None
+    return_mm_kwargs: NoEffect = None
+    return_token_offsets: NoEffect = None
 
     # Known, and refused unless they ask for nothing.
     logprobs: Unserved = None
     top_logprobs: Unserved = None
     prompt_logprobs: Unserved = None
+    logprob_token_ids: Unserved = None
     echo: Unserved = None
     best_of: Unserved = None
     use_beam_search: Unserved = None
@@ -78,6 +96,7 @@ class SamplingFields(Struct, kw_only=True):
     allowed_token_ids: Unserved = None
     bad_words: Unserved = None
     truncate_prompt_tokens: Unserved = None
+    truncation_side: Unserved = None
     spaces_between_special_tokens: Unserved = None
     response_format: Unserved = None
     structured_outputs: Unserved = None
@@ -85,14 +104,16 @@ class SamplingFields(Struct, kw_only=True):
     guided_regex: Unserved = None
     guided_choice: Unserved = None
     guided_grammar: Unserved = None
+    thinking_token_budget: Unserved = None
     stream_interval: Unserved = None
     cache_salt: Unserved = None
     kv_transfer_params: Unserved = None
+    ec_transfer_params: Unserved = None
     vllm_xargs: Unserved = None
     logits_processors: Unserved = None
-    logprob_token_ids: Unserved = None
     return_token_ids: Unserved = None
     return_tokens_as_token_ids: Unserved = None
+    routed_experts_prompt_start: Unserved = None
     prompt_embeds: Unserved = None
     repetition_detection: Unserved = None
     watermarking: Unserved = None
@@ -101,11 +122,11 @@ class SamplingFields(Struct, kw_only=True):
 class ChatRequest(SamplingFields, kw_only=True):
     messages: list[Message]
     max_completion_tokens: int | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    add_generation_prompt: bool | None = True
+    continue_final_message: bool | None = False
     chat_template_kwargs: dict[str, Any] | None = None  # Any: handed to the template
     documents: list[dict[str, Any]] | None = None  # Any: handed to the template
-    reasoning_effort: str | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
 
     chat_template: Unserved = None
     tools: Unserved = None
@@ -114,7 +135,6 @@ class ChatRequest(SamplingFields, kw_only=True):
     function_call: Unserved = None
     parallel_tool_calls: Unserved = None
     include_reasoning: Unserved = None
-    thinking_token_budget: Unserved = None
     modalities: Unserved = None
     audio: Unserved = None
     prediction: Unserved = None
@@ -122,10 +142,11 @@ class ChatRequest(SamplingFields, kw_only=True):
     verbosity: Unserved = None
     media_io_kwargs: Unserved = None
     mm_processor_kwargs: Unserved = None
+    return_prompt_text: Unserved = None
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
-    prompt: str | list[Any]  # Any: texts, ids or lists of ids; told apart in validate
+    prompt: str | list[str | int | list[int]]
     suffix: Unserved = None
 
 
@@ -136,10 +157,15 @@ class TokenizeRequest(Struct, kw_only=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    add_generation_prompt: bool | None = True
+    continue_final_message: bool | None = False
     chat_template_kwargs: dict[str, Any] | None = None  # Any: handed to the template
     return_token_strs: bool | None = None
+
+    chat_template: Unserved = None
+    tools: Unserved = None
+    media_io_kwargs: Unserved = None
+    mm_processor_kwargs: Unserved = None
 
 
 class DetokenizeRequest(Struct, kw_only=True):
@@ -174,12 +200,23 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        text, _, path = str(error).partition(" - at `$")
-        param = path.rstrip("`").lstrip(".") or None
-        raise InvalidRequest(f"{param}: {text}" if param else text, param=param) from None
+        raise _with_path(str(error)) from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     except UnicodeDecodeError:
         raise InvalidRequest("the body is not valid UTF-8") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
+
+
+_MISSING = re.compile(r"missing required field `(\w+)`")
+
+
+def _with_path(complaint: str) -> InvalidRequest:
+    """msgspec's `… - at `$.messages[0].role`` becomes a param; a missing field is named as if it stood there."""
+    text, _, path = complaint.partition(" - at `$")
+    param = path.rstrip("`").lstrip(".")
+    missing = _MISSING.search(text)
+    if missing is not None:
+        param = f"{param}.{missing[1]}" if param else missing[1]
+    return InvalidRequest(f"{param}: {text}" if param else text, param=param or None)

@@ -102,42 +102,42 @@ class CompletionEvents:
 
 
 def chat_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
-    rows: list[dict[str, Any]] = [
-        {
-            "index": choice.index,
-            "message": {"role": "assistant", "content": choice.content, "refusal": None, "tool_calls": []},
-            "logprobs": None,
-            "finish_reason": choice.finish_reason,
-            "stop_reason": choice.stop_reason,
-        }
+    rows = [
+        {**_choice(choice), "message": {"role": "assistant", "content": choice.content, **_MESSAGE}}
         for choice in choices
     ]
-    return _body(response_id, "chat.completion", model, rows, usage)
+    return _encode({**_base(response_id, "chat.completion", model, rows, usage), **_CHAT})
 
 
 def completion_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
-    rows: list[dict[str, Any]] = [
-        {
-            "index": choice.index,
-            "text": choice.content,
-            "logprobs": None,
-            "finish_reason": choice.finish_reason,
-            "stop_reason": choice.stop_reason,
-        }
-        for choice in choices
-    ]
-    return _body(response_id, "text_completion", model, rows, usage)
+    rows = [{**_choice(choice), "text": choice.content, **_COMPLETION_CHOICE} for choice in choices]
+    return _encode(_base(response_id, "text_completion", model, rows, usage))
 
 
-def _body(response_id: str, kind: str, model: str, choices: list[dict[str, Any]], usage: Usage) -> bytes:
-    return _encode(
-        {
-            "id": response_id,
-            "object": kind,
-            "created": int(time.time()),
-            "model": model,
-            "choices": choices,
-            "system_fingerprint": None,
-            "usage": usage_object(usage),
-        }
-    )
+# What vLLM 0.32 always has in a body and has nothing to say about here.
+_MESSAGE = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
+_CHOICE = dict.fromkeys(("logprobs", "token_ids", "routed_experts"))
+_COMPLETION_CHOICE = dict.fromkeys(("prompt_logprobs", "prompt_token_ids"))
+_BODY = dict.fromkeys(("service_tier", "system_fingerprint", "kv_transfer_params", "ec_transfer_params", "metrics"))
+_CHAT = dict.fromkeys(("prompt_logprobs", "prompt_token_ids", "prompt_text"))
+
+
+def _choice(choice: CollectedChoice) -> dict[str, Any]:
+    return {
+        "index": choice.index,
+        "finish_reason": choice.finish_reason,
+        "stop_reason": choice.stop_reason,
+        **_CHOICE,
+    }
+
+
+def _base(response_id: str, kind: str, model: str, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+    return {
+        "id": response_id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "choices": choices,
+        "usage": usage_object(usage),
+        **_BODY,
+    }

@@ -6,68 +6,96 @@ A value that asks for nothing (vLLM's or OpenAI's default) is accepted.
 from collections.abc import Mapping
 from typing import Any
 
-from apiserver.errors import InvalidRequest
-from apiserver.schema.requests import ChatRequest, CompletionRequest
+from msgspec import Struct
 
-NOTHING: tuple[Any, ...] = (None,)  # Any: JSON values
+from apiserver.errors import InvalidRequest
+from apiserver.schema.requests import ChatRequest, CompletionRequest, Message, SamplingFields, TokenizeRequest
+
+ANY_NULL: tuple[Any, ...] = (None,)  # Any: JSON values, here and below
 FALSE: tuple[Any, ...] = (None, False)
 EMPTY: tuple[Any, ...] = (None, [], {}, "")
-TEXT_FORMATS: tuple[Any, ...] = (None, {"type": "text"})
 
 SHARED: Mapping[str, tuple[Any, ...]] = {
-    "logprobs": FALSE,
     "top_logprobs": (None, 0),
-    "prompt_logprobs": NOTHING,
+    "prompt_logprobs": ANY_NULL,
+    "logprob_token_ids": EMPTY,
     "echo": FALSE,
     "best_of": (None, 1),
     "use_beam_search": FALSE,
     "length_penalty": (None, 1.0),
     "allowed_token_ids": EMPTY,
     "bad_words": EMPTY,
-    "truncate_prompt_tokens": NOTHING,
+    "truncate_prompt_tokens": ANY_NULL,
+    "truncation_side": ANY_NULL,
     "spaces_between_special_tokens": (None, True),
-    "response_format": TEXT_FORMATS,
-    "structured_outputs": NOTHING,
-    "guided_json": NOTHING,
-    "guided_regex": NOTHING,
-    "guided_choice": NOTHING,
-    "guided_grammar": NOTHING,
+    "response_format": (None, {"type": "text"}),
+    "structured_outputs": ANY_NULL,
+    "guided_json": ANY_NULL,
+    "guided_regex": ANY_NULL,
+    "guided_choice": ANY_NULL,
+    "guided_grammar": ANY_NULL,
+    "thinking_token_budget": (None, -1),
     "stream_interval": (None, 1),
-    "cache_salt": NOTHING,
+    "cache_salt": ANY_NULL,
     "kv_transfer_params": EMPTY,
+    "ec_transfer_params": EMPTY,
     "vllm_xargs": EMPTY,
     "logits_processors": EMPTY,
-    "logprob_token_ids": EMPTY,
     "return_token_ids": FALSE,
     "return_tokens_as_token_ids": FALSE,
-    "prompt_embeds": NOTHING,
-    "repetition_detection": NOTHING,
+    "routed_experts_prompt_start": (None, 0),
+    "prompt_embeds": ANY_NULL,
+    "repetition_detection": ANY_NULL,
     "watermarking": FALSE,
 }
 CHAT: Mapping[str, tuple[Any, ...]] = {
     **SHARED,
-    "chat_template": NOTHING,
+    "logprobs": FALSE,
+    "chat_template": ANY_NULL,
     "tools": EMPTY,
     "tool_choice": (None, "none", "auto"),
     "functions": EMPTY,
     "function_call": (None, "none"),
     "parallel_tool_calls": (None, True, False),  # speaks of tools only, and those are refused
     "include_reasoning": (None, True),
-    "thinking_token_budget": NOTHING,
     "modalities": (None, ["text"]),
-    "audio": NOTHING,
-    "prediction": NOTHING,
-    "web_search_options": NOTHING,
+    "audio": ANY_NULL,
+    "prediction": ANY_NULL,
+    "web_search_options": ANY_NULL,
     "verbosity": (None, "medium"),
     "media_io_kwargs": EMPTY,
     "mm_processor_kwargs": EMPTY,
+    "return_prompt_text": FALSE,
 }
-COMPLETION: Mapping[str, tuple[Any, ...]] = {**SHARED, "suffix": EMPTY}
+COMPLETION: Mapping[str, tuple[Any, ...]] = {
+    **SHARED,
+    "logprobs": ANY_NULL,
+    "suffix": EMPTY,
+}  # logprobs 0 asks for some
+TOKENIZE: Mapping[str, tuple[Any, ...]] = {
+    "chat_template": ANY_NULL,
+    "tools": EMPTY,
+    "media_io_kwargs": EMPTY,
+    "mm_processor_kwargs": EMPTY,
+}
+MESSAGE: Mapping[str, tuple[Any, ...]] = {"refusal": EMPTY, "audio": EMPTY, "function_call": ANY_NULL}
+
+_TABLES: Mapping[type[Struct], Mapping[str, tuple[Any, ...]]] = {
+    ChatRequest: CHAT,
+    CompletionRequest: COMPLETION,
+    TokenizeRequest: TOKENIZE,
+    Message: MESSAGE,
+}
 
 
-def refuse_unsupported(request: ChatRequest | CompletionRequest) -> None:
-    """Raises InvalidRequest that names the first such field."""
-    for name, accepted in (CHAT if isinstance(request, ChatRequest) else COMPLETION).items():
-        value = getattr(request, name)
-        if value is not None and value not in accepted:
-            raise InvalidRequest(f"{name} is not supported by this server", param=name)
+def refuse_unsupported(part: SamplingFields | TokenizeRequest | Message, path: str = "") -> None:
+    """Raises InvalidRequest that names the first such field; `path` is where `part` stands in the body, with its dot."""
+    for name, accepted in _TABLES[type(part)].items():
+        value = getattr(part, name)
+        if value is not None and not _is_among(value, accepted):
+            raise InvalidRequest(f"{path}{name} is not supported by this server", param=path + name)
+
+
+def _is_among(value: Any, accepted: tuple[Any, ...]) -> bool:
+    """Equal and of the same JSON kind: 0 is not false."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in accepted)

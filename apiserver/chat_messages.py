@@ -1,0 +1,110 @@
+"""A request's messages as chat templates know them: plain dicts, absent fields absent, content as text."""
+
+from typing import Any
+
+import msgspec
+
+from apiserver.chat_template import RESERVED, ChatTemplate
+from apiserver.errors import InvalidRequest
+from apiserver.schema.requests import ChatRequest, Message, TokenizeRequest
+from apiserver.schema.unsupported import refuse_unsupported
+
+COPIED = ("name", "tool_call_id", "reasoning", "reasoning_content")
+
+
+def render_chat(request: ChatRequest | TokenizeRequest, template: ChatTemplate | None) -> str:
+    """The prompt text of a chat. Raises InvalidRequest."""
+    if template is None:
+        raise InvalidRequest("this model has no chat template: use /v1/completions, or serve it with --chat-template")
+    if not request.messages:
+        raise InvalidRequest("messages must not be empty", param="messages")
+    add_generation_prompt = request.add_generation_prompt is not False
+    if request.continue_final_message and add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message needs add_generation_prompt to be false", param="continue_final_message"
+        )
+    return template.render(
+        [_plain(number, message, template.takes_parts) for number, message in enumerate(request.messages)],
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=bool(request.continue_final_message),
+        documents=_documents(request, template),
+        variables=_variables(request),
+    )
+
+
+def _plain(number: int, message: Message, takes_parts: bool) -> dict[str, Any]:  # Any: JSON, here and below
+    path = f"messages[{number}]"
+    refuse_unsupported(message, path + ".")
+    fields: dict[str, Any] = {"role": message.role, "content": _content(path, message, takes_parts)}
+    for name in COPIED:
+        value = getattr(message, name)
+        if value is not None:
+            fields[name] = value
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            _tool_call(f"{path}.tool_calls[{place}]", call) for place, call in enumerate(message.tool_calls)
+        ]
+    return fields
+
+
+def _content(path: str, message: Message, takes_parts: bool) -> str | list[dict[str, Any]]:
+    content = message.content
+    if isinstance(content, str):
+        return content
+    if content is None:
+        if message.role != "assistant":
+            raise InvalidRequest(f"{path}.content is missing", param=f"{path}.content")
+        return ""
+    texts = [_text_of(f"{path}.content[{place}]", part) for place, part in enumerate(content)]
+    return [{"type": "text", "text": text} for text in texts] if takes_parts else "\n".join(texts)
+
+
+def _text_of(path: str, part: dict[str, Any]) -> str:
+    kind = part.get("type")
+    if kind != "text":
+        raise InvalidRequest(f"{path}: content of type {kind!r} is not supported, only 'text'", param=path)
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{path}.text must be a string", param=f"{path}.text")
+    return text
+
+
+def _tool_call(path: str, call: dict[str, Any]) -> dict[str, Any]:
+    """Templates want arguments as an object; clients send it as JSON inside a string."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InvalidRequest(f"{path}.function needs a name", param=f"{path}.function")
+    return {**call, "function": {**function, "arguments": _arguments(path, function.get("arguments"))}}
+
+
+def _arguments(path: str, arguments: object) -> dict[str, Any]:
+    try:
+        content = msgspec.json.decode(arguments or "{}") if isinstance(arguments, str | None) else arguments
+    except (msgspec.DecodeError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        param = f"{path}.function.arguments"
+        raise InvalidRequest(f"{param} must be a JSON object", param=param)
+    return content
+
+
+def _documents(request: ChatRequest | TokenizeRequest, template: ChatTemplate) -> list[dict[str, Any]] | None:
+    if isinstance(request, TokenizeRequest) or request.documents is None:
+        return None
+    if not template.takes_documents:
+        raise InvalidRequest("documents: this model's chat template takes none", param="documents")
+    return request.documents
+
+
+def _variables(request: ChatRequest | TokenizeRequest) -> dict[str, Any]:
+    """What the template may read beyond the messages. As in vLLM, an effort of reasoning also switches thinking."""
+    variables = dict(request.chat_template_kwargs or {})
+    for name in RESERVED & variables.keys():
+        raise InvalidRequest(
+            f"chat_template_kwargs.{name}: has a field of its own or is not supported",
+            param=f"chat_template_kwargs.{name}",
+        )
+    if isinstance(request, ChatRequest) and request.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", request.reasoning_effort)
+        variables.setdefault("enable_thinking", request.reasoning_effort != "none")
+    return variables
