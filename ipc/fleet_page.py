@@ -149,6 +149,16 @@ class FleetPage:
         segment.view[:8] = MAGIC
         return segment
 
+    def faults(self, heartbeat_timeout_s: float) -> list[str]:
+        """Why a request sent now would not be served; empty when it would."""
+        facts = {
+            "no engine is ready": not any(engine.is_ready(heartbeat_timeout_s) for engine in self.engines),
+            "the broker is not ready": not self.broker.is_ready(heartbeat_timeout_s),
+            "no worker is ready": not any(worker.is_ready(heartbeat_timeout_s) for worker in self.workers),
+            "the fleet is draining": self.is_draining,
+        }
+        return [fault for fault, is_true in facts.items() if is_true]
+
     @property
     def is_draining(self) -> bool:
         """The fleet was told to stop: readiness is false, work in hand is finished."""

@@ -32,7 +32,11 @@ class Resources:
         self.page = FleetPage(self._fleet.view)
         self._rings = [[self._make_ring(e, s) for s in range(num_workers)] for e in range(self.num_engines)]
         self._doorbells = [Doorbell.create() for _ in range(num_workers)]
-        names = ["broker", *(f"engine-{n}" for n in range(self.num_engines)), *(f"worker-{n}" for n in range(num_workers))]
+        names = [
+            "broker",
+            *(f"engine-{n}" for n in range(self.num_engines)),
+            *(f"worker-{n}" for n in range(num_workers)),
+        ]
         self._metrics = [create_metrics_segment(name) for name in ("supervisor", *names)]
         self._folder = RunFolder()
         self._folder.store(self._manifest())

@@ -1,0 +1,5 @@
+"""`python -m ops` is `tokenfleet`."""
+
+from ops.cli import main
+
+main()

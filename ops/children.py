@@ -1,0 +1,138 @@
+"""One child process of the supervisor: started, awaited through a pidfd, started again, until it is told to stop.
+
+The page's cell says what is true: a new generation begins after the old process was reaped, never before.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ipc.fleet_page import Cell
+from ops import exit_codes
+
+logger = logging.getLogger(__name__)
+
+STEADY_AFTER_S = 10.0  # a process that lived this long did not crash at start
+FIRST_BACKOFF_S = 0.5
+KILL_AFTER_ABORT_S = 2.0  # time for the traceback that SIGABRT writes
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended: exactly one of the two is set."""
+
+    code: int | None
+    signal: int | None
+
+    @property
+    def fields(self) -> dict[str, object]:
+        if self.signal is None:
+            return {"code": self.code}
+        hint = {"hint": "out of memory?"} if self.signal == signal.SIGKILL else {}
+        return {"signal": signal.Signals(self.signal).name, **hint}
+
+
+class Child:
+    """`spawn(generation)` starts the process and gives its pid; `cell` is None for a process without one (the zygote)."""
+
+    def __init__(
+        self, title: str, cell: Cell | None, spawn: Callable[[int], Awaitable[int]], max_backoff_s: float
+    ) -> None:
+        self.title, self.cell = title, cell
+        self.pid: int | None = None
+        self.has_cannot_boot = False  # it said so: exit code 3
+        self._spawn, self._max_backoff_s = spawn, max_backoff_s
+        self._is_stopping = False
+        self._num_early_deaths = 0
+        self._killed_on_purpose = False
+
+    async def keep(self) -> None:
+        """Until stopped, or until the process says that it cannot boot."""
+        generation = 0
+        while not self._is_stopping:
+            generation += 1
+            started_s = time.monotonic()
+            await self._run_once(generation)
+            if self._is_stopping or self.has_cannot_boot:
+                return
+            await asyncio.sleep(self._backoff_s(time.monotonic() - started_s))
+
+    def send(self, number: int) -> None:
+        """A signal, if there is a process."""
+        if self.pid is not None:
+            os.kill(self.pid, number)  # not reaped yet, so the pid is still its own
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it, and start no other."""
+        self._is_stopping = True
+        self.send(number)
+
+    async def abort(self, reason: str) -> None:
+        """A stuck process: SIGABRT makes faulthandler write where it stands, SIGKILL ends it. Another one is started."""
+        if self._killed_on_purpose or self.pid is None:
+            return
+        self._killed_on_purpose = True
+        logger.error("process is stuck", extra={"process": self.title, "pid": self.pid, "reason": reason})
+        pid = self.pid
+        self.send(signal.SIGABRT)
+        await asyncio.sleep(KILL_AFTER_ABORT_S)
+        if self.pid == pid:
+            self.send(signal.SIGKILL)
+
+    async def _run_once(self, generation: int) -> None:
+        self._killed_on_purpose = False
+        if self.cell is not None:
+            self.cell.begin_generation(generation)
+        self.pid = await self._spawn(generation)
+        if self.cell is not None:
+            self.cell.mark_alive(self.pid)
+        if self._is_stopping:
+            self.send(signal.SIGTERM)  # told while it was being spawned
+        exit = await wait_for_exit(self.pid)
+        self.pid = None
+        if self.cell is not None:
+            self.cell.mark_dead()
+        self.has_cannot_boot = exit.code == exit_codes.CANNOT_BOOT
+        if not self._is_stopping and not self.has_cannot_boot:
+            logger.error("process died", extra={"process": self.title, "generation": generation, **exit.fields})
+
+    def _backoff_s(self, lived_s: float) -> float:
+        """The first death is answered at once; deaths right after the start ever later."""
+        if lived_s >= STEADY_AFTER_S:
+            self._num_early_deaths = 0
+            return 0.0
+        self._num_early_deaths += 1
+        if self._num_early_deaths == 1:
+            return 0.0
+        return min(self._max_backoff_s, FIRST_BACKOFF_S * 2.0 ** (self._num_early_deaths - 2))
+
+
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def wait_for_exit(pid: int) -> Exit:
+    """Reap a child without blocking the loop; also one that becomes ours only when its parent ends."""
+    loop = asyncio.get_running_loop()
+    has_ended: asyncio.Future[None] = loop.create_future()
+    pidfd = os.pidfd_open(pid)
+    loop.add_reader(pidfd, _settle, has_ended)
+    try:
+        await has_ended
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    while True:
+        try:
+            _, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            await asyncio.sleep(0.005)  # its parent, the process in between, is just ending
+            continue
+        if os.WIFSIGNALED(status):
+            return Exit(None, os.WTERMSIG(status))
+        return Exit(os.WEXITSTATUS(status), None)

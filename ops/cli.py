@@ -1,0 +1,176 @@
+"""The command line: `tokenfleet serve [MODEL]`, `check`, `wiretap`. Faults are one line each on standard error."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from config.checks import faults_of, faults_with_model
+from config.flags import FlagParser, add_setting_flags, given_settings, refuse_extras
+from config.load import ConfigError, Configuration, load
+from config.model_folder import ModelFolder, ModelFolderError, read_model_folder
+from engine_core.model_source import ModelSource, find_model
+from ops import exit_codes, logs, roles
+from ops.listeners import CannotListen
+from ops.plan import PreparePlan
+
+PACKAGES = ("apiserver", "engine_core", "ipc", "config", "ops")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Ends the process with one of ops.exit_codes."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    try:
+        _refuse_shadowed_packages()
+        parser = _parser()
+        arguments, extras = parser.parse_known_args(argv)
+        if arguments.command == "role":
+            return roles.run(arguments.role, arguments.plan_fd)
+        refuse_extras(arguments.parser, extras)
+        command = {"serve": _serve, "check": _check, "wiretap": _wiretap}[arguments.command]
+        return command(arguments)
+    except ConfigError as error:
+        return _fail(*error.lines, code=exit_codes.MISUSED)
+    except (ModelFolderError, CannotListen) as error:
+        return _fail(str(error), code=exit_codes.FAILED)
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
+
+
+def _fail(*lines: str, code: int) -> int:
+    for line in lines:
+        print(f"tokenfleet: {line}", file=sys.stderr)
+    return code
+
+
+def _refuse_shadowed_packages() -> None:
+    """Our packages have plain names; another distribution's `config` in front of ours would be found instead."""
+    root = Path(__file__).parents[1]
+    for name in PACKAGES:
+        found = getattr(sys.modules.get(name), "__file__", None) or root / name / "__init__.py"
+        if Path(found).parent != root / name:
+            raise ConfigError(
+                [f"package {name} was found in {Path(found).parent}, not in {root / name}: remove that one"]
+            )
+
+
+def _parser() -> FlagParser:
+    parser = FlagParser(
+        prog="tokenfleet", description="An OpenAI-compatible LLM server: a fleet of workers, one engine."
+    )
+    parser.add_argument("--version", action="version", version=f"tokenfleet {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("serve", "serve a model"),
+        ("check", "load and cross-check the configuration, print every value"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("positional_model", nargs="?", metavar="MODEL", help="model folder or .gguf file")
+        command.add_argument("--config", type=Path, metavar="FILE", help="TOML file with settings")
+        add_setting_flags(command)
+        command.set_defaults(parser=command)
+    wiretap = commands.add_parser("wiretap", help="print the messages and ring records of a running fleet")
+    wiretap.add_argument("--pid", type=int, help="supervisor of the fleet; needed when several run")
+    wiretap.set_defaults(parser=wiretap)
+    role = commands.add_parser("role")
+    role.add_argument("role", choices=roles.ROLES)
+    role.add_argument("--plan-fd", type=int, required=True)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("tokenfleet")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "(not installed)"
+
+
+def _configuration(arguments: object) -> Configuration:
+    flags = given_settings(arguments)  # type: ignore[arg-type]  # an argparse.Namespace
+    positional = getattr(arguments, "positional_model", None)
+    if positional is not None:
+        if "model" in flags:
+            raise ConfigError(["the model was given twice: as MODEL and as --model"])
+        flags["model"] = positional
+    configuration = load(flags, os.environ, getattr(arguments, "config", None))
+    faults = faults_of(configuration)
+    if faults:
+        raise ConfigError(faults)
+    return configuration
+
+
+def _checked_model(configuration: Configuration, source: ModelSource) -> ModelFolder:
+    settings = configuration.settings
+    model = read_model_folder(source.path, settings.model, default_name=source.default_name)
+    faults = faults_with_model(settings, model)
+    if faults:
+        raise ConfigError(faults)
+    return model
+
+
+def _serve(arguments: object) -> int:
+    from ops.resources import Resources  # the heavier half of the supervisor: `check` needs none of it
+    from ops.supervisor import Supervisor
+
+    configuration = _configuration(arguments)
+    settings = configuration.settings
+    logs.configure("supervisor", level=settings.ops.log_level, log_format=settings.ops.log_format)
+    source = find_model(settings.model)
+    if source.gguf is None:
+        _checked_model(configuration, source)  # before anything is bound or converted
+    resources = Resources(settings, _num_workers(configuration))
+    try:
+        if not source.is_ready and _prepare(configuration) != exit_codes.OK:
+            return exit_codes.FAILED
+        model = _checked_model(configuration, source)
+        _become_supervisor()
+        return asyncio.run(_supervise(Supervisor, configuration, model, resources))
+    finally:
+        resources.remove()
+
+
+async def _supervise(supervisor: type, configuration: Configuration, model: ModelFolder, resources: object) -> int:
+    code: int = await supervisor(configuration.settings, model, resources, os.getpid()).run()
+    return code
+
+
+def _prepare(configuration: Configuration) -> int:
+    """Convert the model in a process of its own; it has said why when it failed."""
+    return roles.start("prepare", PreparePlan(supervisor_pid=os.getpid(), settings=configuration.settings)).wait()
+
+
+def _become_supervisor() -> None:
+    from setproctitle import setproctitle  # reads /proc at import: only where the title is set
+
+    setproctitle("tokenfleet: supervisor")
+
+
+def _num_workers(configuration: Configuration) -> int:
+    from ops.cores import default_num_workers, usable_cores
+
+    settings = configuration.settings
+    return settings.server.workers or default_num_workers(settings.engine.engines, usable_cores())
+
+
+def _check(arguments: object) -> int:
+    """Every value with its origin; 0 when the configuration and the model folder can be served."""
+    configuration = _configuration(arguments)
+    source = find_model(configuration.settings.model)
+    if source.is_ready:
+        _checked_model(configuration, source)
+    from ops.settings_table import show
+
+    show(configuration, source)
+    return exit_codes.OK
+
+
+def _wiretap(arguments: object) -> int:
+    from ops import wiretap
+
+    code: int = wiretap.run(getattr(arguments, "pid", None))
+    return code

@@ -1,0 +1,236 @@
+"""The master loop: starts the fleet, keeps every process alive, watches heartbeats, drains on SIGTERM.
+
+    start    engines, broker and zygote at once, workers when the zygote has loaded; then the ready line
+    run      a dead process is replaced with the next generation; a silent one is aborted first
+    drain    readiness false at once; for `pre_stop_s` new requests are still taken; then workers finish what runs, until
+             `drain_timeout_s`; then engines, broker and zygote end. A second signal ends everything now.
+
+It imports neither torch nor numpy and does no request's work.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from config.model_folder import ModelFolder
+from config.settings import Settings
+from ipc.exposition import Exposition
+from ipc.fleet_page import Cell, State
+from ipc.metrics_page import Instrument, MetricsWriter
+from ops import exit_codes, ready_line, roles
+from ops.children import Child
+from ops.ops_port import OpsPort, OpsServer
+from ops.plan import BrokerPlan, EnginePlan, ZygotePlan
+from ops.process_control import adopt_orphans
+from ops.resources import Resources, fds_of
+from ops.zygote_messages import MAX_MESSAGE_BYTES, Forked
+
+logger = logging.getLogger(__name__)
+
+WATCH_S = 0.25
+STOP_GRACE_S = 5.0  # engines and broker, after the workers
+
+INSTRUMENTS = (
+    Instrument("gauge", "tokenfleet:restarts", "Deaths answered with a new process, by role."),
+    Instrument("gauge", "tokenfleet:heartbeat_age_seconds", "Oldest heartbeat of a role.", combine="max"),
+)
+
+
+class Supervisor:
+    def __init__(self, settings: Settings, model: ModelFolder, resources: Resources, supervisor_pid: int) -> None:
+        self._settings, self._model, self._resources, self._pid = settings, model, resources, supervisor_pid
+        page, backoff_s = resources.page, settings.ops.restart_backoff_max_s
+        self._command, zygote_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._zygote_end = zygote_end
+        self._command.setblocking(False)
+        self._forked: dict[int, asyncio.Future[int]] = {}
+        self._has_zygote = asyncio.Event()
+        self._zygote = Child("zygote", None, self._start_zygote, backoff_s)
+        self._broker = Child("broker", page.broker, self._start_broker, backoff_s)
+        self._engines = [
+            Child(f"engine {n}", cell, self._engine_starter(n), backoff_s) for n, cell in enumerate(page.engines)
+        ]
+        self._workers = [
+            Child(f"worker {n}", cell, self._worker_starter(n), backoff_s) for n, cell in enumerate(page.workers)
+        ]
+        exposition = Exposition(resources.metrics_views)
+        self._port = OpsPort(page, exposition, settings.ops.heartbeat_timeout_s)
+        self._metrics = MetricsWriter(resources.supervisor_metrics, INSTRUMENTS)
+        self._should_stop = asyncio.Event()
+        self._num_signals = 0
+
+    @property
+    def _children(self) -> list[Child]:
+        return [self._broker, *self._engines, self._zygote, *self._workers]
+
+    async def run(self) -> int:
+        """From the first process to the last; returns the exit code."""
+        adopt_orphans()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_reader(self._command.fileno(), self._on_zygote_message)
+        server = OpsServer(self._port)
+        serving = asyncio.create_task(server.serve(sockets=[self._resources.ops_listener]))
+        keepers = {child.title: asyncio.create_task(child.keep()) for child in self._children}
+        watch = asyncio.create_task(self._watch())
+        try:
+            code = await self._serve(list(keepers.values()))
+        finally:
+            watch.cancel()
+            await self._stop_all(list(keepers.values()))
+            server.should_exit = True
+            await serving
+        logger.info("fleet stopped", extra={"code": code})
+        return code
+
+    async def _serve(self, keepers: list["asyncio.Task[None]"]) -> int:
+        """Until told to stop, or until a process says that it cannot boot."""
+        stopping = asyncio.create_task(self._should_stop.wait())
+        ready = asyncio.create_task(self._await_ready())
+        done, _ = await asyncio.wait([stopping, *keepers], return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if stopping in done:
+            await self._drain()
+            return exit_codes.OK
+        stopping.cancel()
+        for task in done:
+            task.result()  # raises what ended a keeper
+        failed = next(child for child in self._children if child.has_cannot_boot)
+        logger.error("fleet stops: a process cannot boot", extra={"process": failed.title})
+        return exit_codes.FAILED
+
+    async def _await_ready(self) -> None:
+        with ready_line.StartProgress(self._resources.page) as progress:
+            while self._resources.page.faults(self._settings.ops.heartbeat_timeout_s):
+                progress.update()
+                await asyncio.sleep(0.05)
+        self._port.has_started = True
+        ready_line.show(self._settings, self._model, self._resources)
+        logger.info("fleet ready", extra={"url": self._resources.url, "ops_url": self._resources.ops_url})
+
+    # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _start_zygote(self, _generation: int) -> int:
+        self._has_zygote.clear()
+        fds = {
+            fd for slot in range(self._resources.num_workers) for fd in fds_of(self._resources.worker_handles(slot, 0))
+        }
+        plan = ZygotePlan(
+            supervisor_pid=self._pid,
+            settings=self._settings,
+            model=self._model,
+            command_fd=self._zygote_end.fileno(),
+            worker_fds=tuple(fds),
+        )
+        return self._started(roles.start_zygote(plan))
+
+    async def _start_broker(self, generation: int) -> int:
+        handles = self._resources.broker_handles(generation, self._model.name)
+        plan = BrokerPlan(supervisor_pid=self._pid, settings=self._settings, handles=handles)
+        return self._started(roles.start_broker(plan))
+
+    def _engine_starter(self, index: int) -> Callable[[int], Awaitable[int]]:
+        async def start(generation: int) -> int:
+            handles = self._resources.engine_handles(index, generation)
+            plan = EnginePlan(supervisor_pid=self._pid, settings=self._settings, model=self._model, handles=handles)
+            return self._started(roles.start_engine(plan))
+
+        return start
+
+    def _worker_starter(self, slot: int) -> Callable[[int], Awaitable[int]]:
+        async def start(generation: int) -> int:
+            await self._has_zygote.wait()
+            forked = self._forked[slot] = asyncio.get_running_loop().create_future()
+            handles = self._resources.worker_handles(slot, generation)
+            self._command.send(msgspec.msgpack.encode(handles))
+            pid: int = await forked
+            return pid
+
+        return start
+
+    def _started(self, process: "subprocess.Popen[bytes]") -> int:
+        """ops.children reaps by pid; told so, Popen neither reaps nor warns."""
+        process.returncode = 0
+        return process.pid
+
+    def _on_zygote_message(self) -> None:
+        message = msgspec.msgpack.decode(self._command.recv(MAX_MESSAGE_BYTES), type=Forked)
+        if message.pid == 0:
+            self._has_zygote.set()
+            return
+        waiting = self._forked.pop(message.slot, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(message.pid)
+
+    # ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _watch(self) -> None:
+        """Silent loops and endless starts are aborted; the page's facts become metrics."""
+        aborts: set[asyncio.Task[None]] = set()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            for child in self._children:
+                reason = self._stuck_reason_or_none(child.cell) if child.cell is not None else None
+                if reason is not None:
+                    abort = asyncio.create_task(child.abort(reason))
+                    aborts.add(abort)
+                    abort.add_done_callback(aborts.discard)
+            self._publish()
+
+    def _stuck_reason_or_none(self, cell: Cell) -> str | None:
+        ops = self._settings.ops
+        if not cell.is_alive:
+            return None
+        timeout_s = ops.engine_start_timeout_s if cell.state == State.STARTING else ops.heartbeat_timeout_s
+        if cell.heartbeat_age_s <= timeout_s:
+            return None
+        return f"no heartbeat for {cell.heartbeat_age_s:.1f} s while {cell.state.name.lower()}"
+
+    def _publish(self) -> None:
+        page = self._resources.page
+        for role, cells in (("broker", [page.broker]), ("engine", page.engines), ("worker", page.workers)):
+            self._metrics.gauge("tokenfleet:restarts", role=role).set(sum(cell.restarts for cell in cells))
+            ages_s = [cell.heartbeat_age_s for cell in cells if cell.is_alive]
+            self._metrics.gauge("tokenfleet:heartbeat_age_seconds", role=role).set(max(ages_s, default=0.0))
+
+    # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _on_signal(self, number: int) -> None:
+        self._num_signals += 1
+        logger.info("signal", extra={"signal": signal.Signals(number).name, "is_second": self._num_signals > 1})
+        self._resources.page.is_draining = True
+        self._should_stop.set()
+        if self._num_signals > 1:
+            for child in self._children:
+                child.stop(signal.SIGKILL)
+
+    async def _drain(self) -> None:
+        ops = self._settings.ops
+        await self._wait_while(lambda: self._num_signals == 1, ops.pre_stop_s)
+        for child in self._workers:
+            child.stop()
+        await self._wait_while(lambda: any(child.pid is not None for child in self._workers), ops.drain_timeout_s + 1)
+
+    async def _wait_while(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while condition() and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.02)
+
+    async def _stop_all(self, keepers: list["asyncio.Task[None]"]) -> None:
+        """Everything that still runs: politely, then not."""
+        for child in (*self._workers, *self._engines, self._broker, self._zygote):
+            child.stop()
+        await self._wait_while(lambda: any(child.pid is not None for child in self._children), STOP_GRACE_S)
+        for child in self._children:
+            child.stop(signal.SIGKILL)
+        await self._wait_while(lambda: any(child.pid is not None for child in self._children), STOP_GRACE_S)
+        for task in keepers:
+            task.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
