@@ -5,7 +5,7 @@ A choice counts its tokens, turns them into text and measures its latencies. Wha
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from apiserver.engine_client import EngineClient, StreamError
@@ -113,10 +113,16 @@ class Choice:
         self.engine_finish = finish
         if self.finish_reason is None:
             self.finish_reason = "length" if finish.code == FinishCode.LENGTH else "stop"
-            if finish.code == FinishCode.STOP and finish.stop_token_id != NO_STOP_TOKEN:
-                self.stop_reason = finish.stop_token_id
+            if finish.code == FinishCode.STOP and self.stop_token_id is not None:
+                self.stop_reason = self.stop_token_id
         self._record(finish)
         self._on_end(self)
+
+    @property
+    def stop_token_id(self) -> int | None:
+        """The token that ended the sequence; it is not among `tokens`."""
+        finish = self.engine_finish
+        return None if finish is None or finish.stop_token_id == NO_STOP_TOKEN else finish.stop_token_id
 
     def fail(self, error: StreamError) -> None:
         self.error = error
@@ -124,17 +130,27 @@ class Choice:
         self._on_end(self)
 
     def note_tokens(self, count: int, now_s: float) -> None:
-        """`count` tokens arrived now."""
-        if not self._first_token_s:
+        """`count` tokens arrived now. One observation, whatever the count: the latencies in between are their mean."""
+        last_s, self._last_token_s = self._last_token_s, now_s
+        if last_s:
+            self._metrics.itl.observe_many((now_s - last_s) / count, count)
+        else:
             self._first_token_s = now_s
             self._metrics.ttft.observe(now_s - self._submitted_s)
-            count -= 1
-        if count:
-            self._metrics.itl.observe_many((now_s - self._last_token_s) / count, count)
-        self._last_token_s = now_s
+
+    def _note_unseen_tokens(self, finish: Finish) -> None:
+        """Latencies of tokens that did not come one by one, from the engine's clock."""
+        ttft_s = (finish.queue_us + finish.prefill_us) / 1e6
+        self._first_token_s = self._submitted_s + ttft_s
+        self._metrics.ttft.observe(ttft_s)
+        num_gaps = finish.num_output_tokens - 1
+        if num_gaps > 0:
+            self._metrics.itl.observe_many(finish.decode_us / 1e6 / num_gaps, num_gaps)
 
     def _record(self, finish: Finish) -> None:
         metrics, end_s = self._metrics, time.monotonic()
+        if not self._first_token_s and finish.num_output_tokens:
+            self._note_unseen_tokens(finish)
         queue_s, prefill_s, decode_s = finish.queue_us / 1e6, finish.prefill_us / 1e6, finish.decode_us / 1e6
         num_tokens = self.num_tokens
         metrics.queue_time.observe(queue_s)
@@ -149,12 +165,11 @@ class Choice:
         metrics.request_max_generation_tokens.observe(num_tokens)
         metrics.prompt_tokens.inc(finish.num_prompt_tokens)
         metrics.prompt_tokens_cached.inc(finish.num_cached_tokens)
-        metrics.generation_tokens.inc(num_tokens)
         metrics.ended(self.finish_reason or "abort").inc()
 
 
 class CollectedChoice(Choice):
-    """Keeps its text for one body."""
+    """Keeps its text for one body. Without stop strings the engine delivers all tokens at once, with the finish."""
 
     def __init__(
         self,
@@ -174,14 +189,16 @@ class CollectedChoice(Choice):
 
     def flush(self, now_s: float) -> None:
         tokens, self.tokens = self.tokens, []
-        self.note_tokens(len(tokens), now_s)
+        if self.text.has_stop_strings:
+            self.note_tokens(len(tokens), now_s)
         if self.text.matched_stop is None:
             self._parts.append(self.text.feed(tokens))
             self._look_for_stop()
 
     def finish(self, finish: Finish) -> None:
+        self.engine_finish = finish
         if self.text.matched_stop is None:
-            self._parts.append(self.text.finish())
+            self._parts.append(self.text.finish(self.stop_token_id))
             self._look_for_stop()
         super().finish(finish)
 
@@ -191,7 +208,7 @@ class CollectedChoice(Choice):
             self._stop(self)
 
 
-def submit(request: GenerationRequest, choices: list["Choice"], client: EngineClient, metrics: WorkerMetrics) -> None:
+def submit(request: GenerationRequest, choices: Sequence[Choice], client: EngineClient, metrics: WorkerMetrics) -> None:
     """Send every choice to the engines; on return each has its stream, or has failed already."""
     metrics.params_n.observe(request.n)
     for prompt_index, prompt in enumerate(request.prompts):
@@ -212,7 +229,7 @@ def submit(request: GenerationRequest, choices: list["Choice"], client: EngineCl
             )
 
 
-def abort(choices: list["Choice"], client: EngineClient, metrics: WorkerMetrics) -> int:
+def abort(choices: Sequence[Choice], client: EngineClient, metrics: WorkerMetrics) -> int:
     """Give up what has not ended; returns how many that were."""
     open_choices = [choice for choice in choices if not choice.has_ended]
     for choice in open_choices:
@@ -222,7 +239,7 @@ def abort(choices: list["Choice"], client: EngineClient, metrics: WorkerMetrics)
     return len(open_choices)
 
 
-def usage_of(request: GenerationRequest, choices: list["Choice"]) -> Usage:
+def usage_of(request: GenerationRequest, choices: Sequence[Choice]) -> Usage:
     """Prompts count once, however many choices they have; what the cache gave is that of a prompt's first choice."""
     firsts = [choices[prompt * request.n] for prompt in range(len(request.prompts))]
     return Usage(

@@ -7,24 +7,25 @@ class StopStrings:
     """Holds back the longest end of the text that could still become a stop string."""
 
     def __init__(self, strings: Sequence[str], *, include_in_output: bool) -> None:
+        """No string is empty."""
         self._strings = tuple(strings)
         self._include = include_in_output
         self._held = ""
         self.matched: str | None = None  # the stop string that was found; the text behind it is lost
 
-    def feed(self, text: str) -> str:
-        """What may be given out. After a match: the text up to it, then nothing more."""
+    def feed(self, piece: str, *, may_match: bool = True) -> str:
+        """What may be given out. After a match: the text up to it, then nothing more.
+
+        A match ends inside this piece; it may begin before it, also in pieces that could not match themselves.
+        """
         if self.matched is not None:
             return ""
-        text = self._held + text
-        start, stop = min(
-            ((at, stop) for stop in self._strings if (at := text.find(stop)) >= 0),
-            key=lambda found: found[0],
-            default=(-1, ""),
-        )
-        if start >= 0:
-            self.matched, self._held = stop, ""
-            return text[: start + len(stop) if self._include else start]
+        text = self._held + piece
+        if may_match:
+            at, stop = self._first_match(text)
+            if stop is not None:
+                self.matched, self._held = stop, ""
+                return text[: at + len(stop) if self._include else at]
         keep = self._held_length(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -34,11 +35,22 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
+    def _first_match(self, text: str) -> tuple[int, str | None]:
+        """Place and string of the match that begins first; of two at one place, the one the client named first."""
+        first, found = len(text), None
+        for stop in self._strings:
+            at = text.find(stop, max(0, len(self._held) - len(stop) + 1))
+            if 0 <= at < first:
+                first, found = at, stop
+        return first, found
+
     def _held_length(self, text: str) -> int:
         longest = 0
         for stop in self._strings:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:length]):
-                    longest = length
+            at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+            while 0 <= at < len(text) - longest:
+                if stop.startswith(text[at:]):
+                    longest = len(text) - at
                     break
+                at = text.find(stop[0], at + 1)
         return longest

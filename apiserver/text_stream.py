@@ -32,6 +32,8 @@ class TextStream:
         self._stop = StopStrings(stop, include_in_output=include_stop) if stop else None
         self._escaped = table.escaped if table is not None and self._stop is None else None
         self._min_tokens = min_tokens
+        self._has_stop_token = include_stop
+        self.has_stop_strings = self._stop is not None
         self.num_tokens = 0
 
     @property
@@ -56,24 +58,28 @@ class TextStream:
         return escape(self.feed(token_ids))
 
     def feed(self, token_ids: Sequence[int]) -> str:
-        """The exact way. After a match nothing comes any more."""
+        """The exact way. After a stop string has matched nothing comes any more, and nothing is counted."""
         if self._stop is None:
             self.num_tokens += len(token_ids)
             return self._detokenizer.feed(token_ids)
+        if self._stop.matched is not None:
+            return ""
         parts = []
         for number in token_ids:  # one by one: the text ends, and counts, with the token that completes the stop string
             self.num_tokens += 1
             text = self._detokenizer.feed((number,))
-            # vLLM looks for stop strings only behind min_tokens; what came before cannot be part of one.
-            parts.append(self._stop.feed(text) if self.num_tokens > self._min_tokens else text)
+            parts.append(self._stop.feed(text, may_match=self.num_tokens > self._min_tokens))
             if self._stop.matched is not None:
                 break
         return "".join(parts)
 
-    def finish(self) -> str:
-        """What is still held back when the engine has ended the sequence."""
-        text = self._detokenizer.finish()
+    def finish(self, stop_token_id: int | None = None) -> str:
+        """What is still held back when the engine has ended the sequence, by this token if by one."""
+        text = ""
+        if stop_token_id is not None and self._has_stop_token:
+            text = self.feed((stop_token_id,))
         if self._stop is None:
-            return text
-        text = self._stop.feed(text)
-        return text if self._stop.matched is not None else text + self._stop.finish()
+            return text + self._detokenizer.finish()
+        if self._stop.matched is None:
+            text += self._stop.feed(self._detokenizer.finish(), may_match=self.num_tokens > self._min_tokens)
+        return text + self._stop.finish()
