@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Count = Annotated[int, Meta(ge=1)]
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,14 +20,18 @@ class ModelSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         str | None, Meta(description="model folder or .gguf file; without it the embedded SmolLM2-135M-Instruct")
     ] = None
     served_model_name: Annotated[
-        tuple[str, ...], Meta(description="names clients may ask for; the first is reported. Default: the folder's name")
+        tuple[str, ...],
+        Meta(description="names clients may ask for; the first is reported. Default: the folder's name"),
     ] = ()
     dtype: Annotated[Dtype, Meta(description="weights and activations; auto takes the checkpoint's")] = "auto"
     max_model_len: Annotated[
-        int | None, Meta(ge=2, description="longest prompt plus output in tokens; default: what the model declares")
+        Annotated[int, Meta(ge=2)] | None,
+        Meta(description="longest prompt plus output in tokens; default: what the model declares"),
     ] = None
     load_format: Annotated[Literal["auto", "dummy"], Meta(description="dummy: random weights, for benchmarks")] = "auto"
-    chat_template: Annotated[str | None, Meta(description="file with a Jinja chat template instead of the model's")] = None
+    chat_template: Annotated[str | None, Meta(description="file with a Jinja chat template instead of the model's")] = (
+        None
+    )
     cache_dir: Annotated[
         str | None, Meta(description="where converted GGUF weights are kept; default $XDG_CACHE_HOME/tokenfleet")
     ] = None
@@ -39,18 +44,23 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     port: Annotated[int, Meta(ge=0, le=65535, description="port to serve on; 0 picks a free one")] = 8000
     uds: Annotated[str | None, Meta(description="serve on this Unix socket instead of host and port")] = None
     workers: Annotated[
-        int | None, Meta(ge=1, le=256, description="API worker processes; default: usable cores less the engine's")
+        Annotated[int, Meta(ge=1, le=256)] | None,
+        Meta(description="API worker processes; default: usable cores less the engine's"),
     ] = None
     api_key: Annotated[tuple[str, ...], Meta(description="keys a client must present as bearer token; none: open")] = ()
     allowed_origins: Annotated[tuple[str, ...], Meta(description="CORS origins; none: CORS is off")] = ()
-    max_body_bytes: Annotated[int, Meta(ge=1024, description="larger request bodies are refused with 413")] = 32 * 1024 * 1024
+    max_body_bytes: Annotated[int, Meta(ge=1024, description="larger request bodies are refused with 413")] = (
+        32 * 1024 * 1024
+    )
     max_prompts_per_request: Annotated[int, Meta(ge=1, description="prompts in one completions request")] = 1024
     max_n: Annotated[int, Meta(ge=1, description="choices in one request")] = 128
     max_stop_strings: Annotated[int, Meta(ge=0, description="stop strings in one request")] = 16
     stream_buffer_bytes: Annotated[
         int, Meta(ge=4096, description="unsent bytes at which one slow client's stream is aborted")
     ] = 4 * 1024 * 1024
-    timeout_keep_alive_s: Annotated[float, Meta(gt=0, description="idle keep-alive connections are closed after")] = 75.0
+    timeout_keep_alive_s: Annotated[float, Meta(gt=0, description="idle keep-alive connections are closed after")] = (
+        75.0
+    )
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,17 +69,21 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engine: Annotated[Literal["core", "sim"], Meta(description="core computes; sim answers scripted tokens")] = "core"
     engines: Annotated[int, Meta(ge=1, le=64, description="engine processes")] = 1
     device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="auto takes CUDA when there is one")] = "auto"
-    engine_threads: Annotated[int | None, Meta(ge=1, description="CPU threads per engine; default: usable cores")] = None
+    engine_threads: Annotated[Count | None, Meta(description="CPU threads per engine; default: usable cores")] = None
     max_num_seqs: Annotated[int, Meta(ge=1, description="sequences running at once")] = 256
     max_num_batched_tokens: Annotated[int, Meta(ge=1, description="tokens computed in one step")] = 2048
     block_size: Annotated[int, Meta(ge=1, description="tokens per KV block")] = 16
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1, description="share of GPU memory for this engine")] = 0.9
-    kv_cache_memory_bytes: Annotated[int | None, Meta(ge=1, description="size of the KV pool; default: derived")] = None
-    num_gpu_blocks_override: Annotated[int | None, Meta(ge=2, description="number of KV blocks, whatever memory says")] = None
+    kv_cache_memory_bytes: Annotated[Count | None, Meta(description="size of the KV pool; default: derived")] = None
+    num_gpu_blocks_override: Annotated[
+        Annotated[int, Meta(ge=2)] | None, Meta(description="number of KV blocks, whatever memory says")
+    ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="reuse KV blocks of equal prompt prefixes")] = True
     seed: Annotated[int, Meta(description="seed of sampling for requests that bring none")] = 0
     sim_step_ms: Annotated[float, Meta(ge=0, description="sim engine: duration of a step; 0 is back to back")] = 20.0
-    sim_prefill_us_per_token: Annotated[float, Meta(ge=0, description="sim engine: added to a step per prefilled token")] = 0.0
+    sim_prefill_us_per_token: Annotated[
+        float, Meta(ge=0, description="sim engine: added to a step per prefilled token")
+    ] = 0.0
 
 
 class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,15 +101,31 @@ class OpsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Running the fleet: read by the supervisor."""
 
     ops_host: Annotated[str, Meta(description="address of the ops port")] = "127.0.0.1"
-    ops_port: Annotated[int, Meta(ge=0, le=65535, description="probes and metrics of the supervisor; 0 picks a free one")] = 8001
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least severe line logged")] = "info"
-    log_format: Annotated[Literal["text", "json"], Meta(description="one line per event, for people or for machines")] = "text"
-    ring_bytes: Annotated[int, Meta(ge=65536, description="size of one token ring (engine to worker), a power of two")] = 1 << 20
-    heartbeat_timeout_s: Annotated[float, Meta(gt=0, description="a loop silent for longer is aborted and replaced")] = 10.0
+    ops_port: Annotated[
+        int, Meta(ge=0, le=65535, description="probes and metrics of the supervisor; 0 picks a free one")
+    ] = 8001
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="least severe line logged")] = (
+        "info"
+    )
+    log_format: Annotated[
+        Literal["text", "json"], Meta(description="one line per event, for people or for machines")
+    ] = "text"
+    ring_bytes: Annotated[
+        int, Meta(ge=65536, description="size of one token ring (engine to worker), a power of two")
+    ] = 1 << 20
+    heartbeat_timeout_s: Annotated[
+        float, Meta(gt=0, description="a loop silent for longer is aborted and replaced")
+    ] = 10.0
     engine_start_timeout_s: Annotated[float, Meta(gt=0, description="an engine not ready by then is replaced")] = 900.0
-    drain_timeout_s: Annotated[float, Meta(ge=0, description="after SIGTERM running streams may take this long")] = 120.0
-    pre_stop_s: Annotated[float, Meta(ge=0, description="after SIGTERM new requests are still accepted for this long")] = 0.0
-    restart_backoff_max_s: Annotated[float, Meta(gt=0, description="longest pause between two restarts of one role")] = 30.0
+    drain_timeout_s: Annotated[float, Meta(ge=0, description="after SIGTERM running streams may take this long")] = (
+        120.0
+    )
+    pre_stop_s: Annotated[
+        float, Meta(ge=0, description="after SIGTERM new requests are still accepted for this long")
+    ] = 0.0
+    restart_backoff_max_s: Annotated[
+        float, Meta(gt=0, description="longest pause between two restarts of one role")
+    ] = 30.0
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,74 @@
+"""Rules between settings, and between settings and the model: what no single field can know. All faults at once."""
+
+from collections.abc import Callable, Iterator
+
+from config.load import Configuration
+from config.model_folder import ModelFolder
+from config.settings import Settings
+
+_MAX_UDS_BYTES = 107  # sun_path, less its terminating zero
+_MIN_RING_BYTES_PER_SEQ = 64  # a step's token and finish of every sequence fit one ring several times over
+
+
+def faults_of(configuration: Configuration) -> list[str]:
+    """One line per rule that is broken; none: the configuration can be served."""
+    rules: tuple[Callable[[Configuration], Iterator[str]], ...] = (
+        _check_ring,
+        _check_addresses,
+        _check_timeouts,
+        _check_batch,
+    )
+    return [fault for rule in rules for fault in rule(configuration)]
+
+
+def faults_with_model(settings: Settings, model: ModelFolder) -> list[str]:
+    """Rules that need the model's own facts."""
+    engine = settings.engine
+    faults = []
+    if engine.block_size > model.max_model_len:
+        faults.append(
+            f"--block-size {engine.block_size} exceeds the longest sequence of {model.max_model_len} tokens: lower it"
+        )
+    if not model.eos_token_ids:
+        faults.append(f"{model.path}/config.json names no eos_token_id: outputs would never end by themselves")
+    return faults
+
+
+def _check_ring(configuration: Configuration) -> Iterator[str]:
+    ring_bytes = configuration.settings.ops.ring_bytes
+    if ring_bytes & (ring_bytes - 1):
+        below = 1 << (ring_bytes.bit_length() - 1)
+        yield f"--ring-bytes {ring_bytes} is not a power of two: take {below} or {2 * below}"
+    needed = configuration.settings.engine.max_num_seqs * _MIN_RING_BYTES_PER_SEQ
+    if ring_bytes < needed:
+        yield (
+            f"--ring-bytes {ring_bytes} is too small for --max-num-seqs {configuration.settings.engine.max_num_seqs}: "
+            f"take {1 << (needed - 1).bit_length()}"
+        )
+
+
+def _check_addresses(configuration: Configuration) -> Iterator[str]:
+    server, ops = configuration.settings.server, configuration.settings.ops
+    if server.uds is not None:
+        for name in ("host", "port"):
+            if configuration.is_set(name):
+                yield f"--uds and --{name} exclude each other ({name} comes from {configuration.origins[name]})"
+        if len(server.uds.encode()) > _MAX_UDS_BYTES:
+            yield f"--uds {server.uds} is longer than the {_MAX_UDS_BYTES} bytes a socket's path may have"
+    elif server.port and server.port == ops.ops_port:
+        yield f"--port and --ops-port are both {server.port}: give them different ports"
+
+
+def _check_timeouts(configuration: Configuration) -> Iterator[str]:
+    engine, ops = configuration.settings.engine, configuration.settings.ops
+    if engine.engine == "sim" and engine.sim_step_ms / 1000 >= ops.heartbeat_timeout_s:
+        yield (
+            f"--sim-step-ms {engine.sim_step_ms:g} is not below --heartbeat-timeout-s {ops.heartbeat_timeout_s:g}: "
+            "every step would look like a hang"
+        )
+
+
+def _check_batch(configuration: Configuration) -> Iterator[str]:
+    engine, model = configuration.settings.engine, configuration.settings.model
+    if model.max_model_len is not None and engine.block_size > model.max_model_len:
+        yield f"--block-size {engine.block_size} exceeds --max-model-len {model.max_model_len}: lower it"
