@@ -43,7 +43,7 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     state = _build_state(settings, model)
     try:
         runner = _build_runner(settings, model, state, _progress_into(cell, stop))
-        _check_pool(settings, model, runner)
+        check_pool(settings, model, runner)
         runner.warm_up()
     except (CannotBoot, ModelFolderError) as error:
         logger.error("engine cannot boot", extra={"engine": handles.index, "reason": str(error)})
@@ -105,7 +105,7 @@ def _build_runner(settings: Settings, model: ModelFolder, state: BatchState, pro
     return build_runner(settings, model, state, progress)
 
 
-def _check_pool(settings: Settings, model: ModelFolder, runner: Runner) -> None:
+def check_pool(settings: Settings, model: ModelFolder, runner: Runner) -> None:
     """The pool must hold the longest sequence the model promises, unless the operator set its size by hand."""
     capacity = runner.num_blocks * settings.engine.block_size
     if capacity >= model.max_model_len:

@@ -29,7 +29,9 @@ class StreamOutcome:
 
 @pytest.fixture
 def fleet(model_folder: Path, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(tmp_path / "log", str(model_folder), "--engine", "sim", "--workers", "2", "--sim-step-ms", "10") as fleet:
+    with Fleet(
+        tmp_path / "log", str(model_folder), "--engine", "sim", "--workers", "2", "--sim-step-ms", "10"
+    ) as fleet:
         yield fleet
 
 

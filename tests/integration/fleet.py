@@ -120,4 +120,3 @@ def post_json(url: str, body: object, timeout_s: float = 60.0) -> object:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=timeout_s) as response:
         return json.load(response)
-

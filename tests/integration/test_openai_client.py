@@ -157,9 +157,7 @@ def test_200_concurrent_streams_all_complete_and_are_right(core_fleet: Fleet, mo
     prompts = [f"{number} plus {number} is" for number in range(40)]
 
     async def ask(client: AsyncOpenAI, prompt: str) -> str:
-        stream = await client.completions.create(
-            model=model, prompt=prompt, temperature=0, max_tokens=12, stream=True
-        )
+        stream = await client.completions.create(model=model, prompt=prompt, temperature=0, max_tokens=12, stream=True)
         return "".join([chunk.choices[0].text async for chunk in stream if chunk.choices])
 
     async def ask_all(copies: int) -> list[str]:

@@ -19,7 +19,9 @@ from ipc.record import Failure
 class InProcessEngine:
     """One loaded model; every `generate` starts with an empty scheduler but keeps the K/V pool."""
 
-    def __init__(self, folder: Path, engine: EngineSettings, *, dtype: str = "float32", max_model_len: int | None = None):
+    def __init__(
+        self, folder: Path, engine: EngineSettings, *, dtype: str = "float32", max_model_len: int | None = None
+    ):
         settings = Settings(
             model=ModelSettings(model=str(folder), dtype=dtype, max_model_len=max_model_len),  # type: ignore[arg-type]
             engine=engine,
@@ -68,7 +70,7 @@ class InProcessEngine:
                 arrival=self._num_requests,
                 arrival_ns=0,
                 block_links=[links[at : at + HASH_BYTES] for at in range(0, len(links), HASH_BYTES)],
-                is_cacheable=self.settings.enable_prefix_caching,
+                is_cacheable=self.settings.enable_prefix_caching and bool(links),  # as the intake does
                 is_streaming=False,
             )
         )

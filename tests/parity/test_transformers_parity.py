@@ -2,8 +2,10 @@
 
 42 prompts of 1 to 1500 tokens, 64 new tokens each. Where the two largest logits are closer than float32 can tell, kernels
 that add in another order may pick the other; the prompts here have no such tie, and the comparison allows none.
+Alone, every third prompt is compared unless PARITY_ALL=1 asks for all (some minutes on two cores).
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from ipc.messages import SamplingParams
 from tests.parity.in_process_engine import InProcessEngine
 
 NEW_TOKENS = 64
+BATCH = 7  # transformers' rows at once, padded on the left
 LENGTHS = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128, 129, 200, 300, 500, 1000, 1500]
 GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, ignore_eos=True)
 QUESTIONS = (
@@ -29,7 +32,7 @@ QUESTIONS = (
     "Once upon a time, in a village by the river,",
     "東京はどこにありますか？",
     "Explain photosynthesis to a child.",
-    "{\"name\": \"Alice\", \"age\":",
+    '{"name": "Alice", "age":',
     "Roses are red, violets are",
     "How many legs does a spider have?",
     "SELECT name FROM users WHERE",
@@ -44,7 +47,9 @@ QUESTIONS = (
 def prompts(model_folder: Path) -> list[list[int]]:
     """Texts of exact lengths cut out of running prose, and chats."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    prose = tokenizer("\n".join(path.read_text() for path in sorted(Path("tests/parity/texts").glob("*.txt")))).input_ids
+    prose = tokenizer(
+        "\n".join(path.read_text() for path in sorted(Path("tests/parity/texts").glob("*.txt")))
+    ).input_ids
     cuts, start = [], 0
     for length in LENGTHS:
         cuts.append(prose[start : start + length])
@@ -62,14 +67,19 @@ def prompts(model_folder: Path) -> list[list[int]]:
 def expected(model_folder: Path, prompts: list[list[int]]) -> list[list[int]]:
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     model.generation_config.eos_token_id = None
-    outputs = []
+    outputs: list[list[int]] = [[] for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     with torch.inference_mode():
-        for prompt in prompts:
-            ids = torch.tensor([prompt])
+        for start in range(0, len(prompts), BATCH):
+            batch = by_length[start : start + BATCH]
+            width = max(len(prompts[index]) for index in batch)
+            ids = torch.tensor([[0] * (width - len(prompts[index])) + prompts[index] for index in batch])
+            mask = torch.tensor([[0] * (width - len(prompts[index])) + [1] * len(prompts[index]) for index in batch])
             generated = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+                ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
             )
-            outputs.append(generated[0, len(prompt) :].tolist())
+            for index, row in zip(batch, generated, strict=True):
+                outputs[index] = row[width:].tolist()
     return outputs
 
 
@@ -84,9 +94,10 @@ def engine(model_folder: Path) -> Iterator[InProcessEngine]:
 
 @pytest.mark.timeout(600)
 def test_alone(engine: InProcessEngine, prompts: list[list[int]], expected: list[list[int]]) -> None:
-    outputs = [engine.generate([prompt], [GREEDY])[0] for prompt in prompts]
+    step = 1 if os.environ.get("PARITY_ALL") else 3
+    outputs = [engine.generate([prompt], [GREEDY])[0] for prompt in prompts[::step]]
 
-    assert outputs == expected
+    assert outputs == expected[::step]
 
 
 def test_all_together_and_again_out_of_the_prefix_cache(
