@@ -112,6 +112,7 @@ class Broker:
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + TURN_MS / 1000
             self._look_at_fleet()
+            self._cell.num_peers = len(self._admission.engines)
             self._report_lost(now_s)
             self._publish_gauges()
 

@@ -12,6 +12,7 @@ offset  field              stored by       meaning
     80  progress_permille  the process     how much of its start is done
     88  steps              the process     turns that did work; an engine's steps
     96  has_work           the process     1 while it owes somebody something
+   104  num_peers          the process     the broker's connected engines
 
 The cells stand behind a header of 64 bytes: magic, number of workers, number of engines, is_draining (supervisor).
 """
@@ -101,6 +102,14 @@ class Cell:
     def has_work(self, value: bool) -> None:
         self._words[12] = value
 
+    @property
+    def num_peers(self) -> int:
+        return self._words[13]
+
+    @num_peers.setter
+    def num_peers(self, value: int) -> None:
+        self._words[13] = value
+
     def is_ready(self, heartbeat_timeout_s: float) -> bool:
         """Alive, READY, and its loop has turned lately."""
         return self.is_alive and self.state == State.READY and self.heartbeat_age_s < heartbeat_timeout_s
@@ -154,6 +163,7 @@ class FleetPage:
         facts = {
             "no engine is ready": not any(engine.is_ready(heartbeat_timeout_s) for engine in self.engines),
             "the broker is not ready": not self.broker.is_ready(heartbeat_timeout_s),
+            "no engine is connected to the broker": self.broker.num_peers == 0,
             "no worker is ready": not any(worker.is_ready(heartbeat_timeout_s) for worker in self.workers),
             "the fleet is draining": self.is_draining,
         }

@@ -76,7 +76,7 @@ class Child:
         if self._killed_on_purpose or self.pid is None:
             return
         self._killed_on_purpose = True
-        logger.error("process is stuck", extra={"process": self.title, "pid": self.pid, "reason": reason})
+        logger.error("process is stuck", extra={"child": self.title, "pid": self.pid, "reason": reason})
         pid = self.pid
         self.send(signal.SIGABRT)
         await asyncio.sleep(KILL_AFTER_ABORT_S)
@@ -98,7 +98,7 @@ class Child:
             self.cell.mark_dead()
         self.has_cannot_boot = exit.code == exit_codes.CANNOT_BOOT
         if not self._is_stopping and not self.has_cannot_boot:
-            logger.error("process died", extra={"process": self.title, "generation": generation, **exit.fields})
+            logger.error("process died", extra={"child": self.title, "generation": generation, **exit.fields})
 
     def _backoff_s(self, lived_s: float) -> float:
         """The first death is answered at once; deaths right after the start ever later."""

@@ -103,7 +103,7 @@ class Supervisor:
         for task in done:
             task.result()  # raises what ended a keeper
         failed = next(child for child in self._children if child.has_cannot_boot)
-        logger.error("fleet stops: a process cannot boot", extra={"process": failed.title})
+        logger.error("fleet stops: a process cannot boot", extra={"child": failed.title})
         return exit_codes.FAILED
 
     async def _await_ready(self) -> None:

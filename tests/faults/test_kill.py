@@ -22,6 +22,7 @@ class StreamOutcome:
     """What one client saw of its stream."""
 
     num_events: int = 0
+    num_tokens: int | None = None  # by the usage at the end
     errors: list[str] = field(default_factory=list)
     is_done: bool = False
     is_broken: bool = False
@@ -44,7 +45,13 @@ async def stream_all(fleet: Fleet, outcomes: list[StreamOutcome], then: "asyncio
 
 
 async def read_stream(client: httpx.AsyncClient, outcome: StreamOutcome) -> None:
-    body = {"prompt": "Tell me a story", "max_tokens": NUM_TOKENS, "ignore_eos": True, "stream": True}
+    body: dict[str, object] = {
+        "prompt": "Tell me a story",
+        "max_tokens": NUM_TOKENS,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    body["stream_options"] = {"include_usage": True}
     try:
         async with client.stream("POST", "/v1/completions", json=body) as response:
             async for line in response.aiter_lines():
@@ -54,6 +61,8 @@ async def read_stream(client: httpx.AsyncClient, outcome: StreamOutcome) -> None
                     event = json.loads(line.removeprefix("data: "))
                     if "error" in event:
                         outcome.errors.append(event["error"]["message"])
+                    elif "usage" in event:
+                        outcome.num_tokens = event["usage"]["completion_tokens"]
                     else:
                         outcome.num_events += 1
     except httpx.HTTPError:
@@ -87,7 +96,7 @@ def test_killed_worker_takes_only_its_own_streams_and_is_back_within_two_seconds
     broken = [outcome for outcome in outcomes if outcome.is_broken]
     whole = [outcome for outcome in outcomes if not outcome.is_broken]
     assert 0 < len(broken) < NUM_STREAMS
-    assert all(outcome.is_done and not outcome.errors for outcome in whole)
+    assert all(outcome.is_done and not outcome.errors and outcome.num_tokens == NUM_TOKENS for outcome in whole)
     after = fleet.pids("worker")
     assert len(after) == 2 and before[1] in after and before[0] not in after
 
@@ -118,7 +127,7 @@ def test_killed_broker_leaves_running_streams_alone(fleet: Fleet) -> None:
     outcomes = stream_and_kill(fleet, "broker")
 
     assert all(outcome.is_done and not outcome.errors and not outcome.is_broken for outcome in outcomes)
-    assert all(outcome.num_events == NUM_TOKENS + 1 for outcome in outcomes)
+    assert all(outcome.num_tokens == NUM_TOKENS for outcome in outcomes)
     fleet.wait_until(lambda: fleet.probe("/readyz") == 200, timeout_s=10)
     answer = httpx.post(fleet.base_url + "/v1/completions", json={"prompt": "again", "max_tokens": 3}, timeout=10)
     assert answer.status_code == 200

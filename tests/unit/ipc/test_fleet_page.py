@@ -45,6 +45,22 @@ def test_ready_means_alive_ready_and_beating() -> None:
     assert not cell.is_ready(60)
 
 
+def test_faults_name_everything_that_is_missing_and_nothing_else() -> None:
+    page = FleetPage(FleetPage.create_segment(num_workers=1, num_engines=1).view)
+    assert len(page.faults(60)) == 4
+
+    for cell in (page.broker, *page.engines, *page.workers):
+        cell.begin_generation(1)
+        cell.mark_alive(1)
+        cell.state = State.READY
+    assert page.faults(60) == ["no engine is connected to the broker"]
+
+    page.broker.num_peers = 1
+    assert page.faults(60) == []
+    page.is_draining = True
+    assert page.faults(60) == ["the fleet is draining"]
+
+
 def test_page_of_another_layout_is_refused() -> None:
     with pytest.raises(LayoutMismatch):
         FleetPage(memoryview(bytearray(256)))

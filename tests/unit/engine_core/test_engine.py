@@ -1,0 +1,251 @@
+"""Engine: one turn end to end, with real rings and pages; the broker and the model are fakes."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine_core.batch_state import BatchState
+from engine_core.engine import IDLE_MS, MAX_FAILED_STEPS, OVERFLOW_RETRY_MS, Engine
+from engine_core.intake import Intake
+from engine_core.metrics import EngineMetrics
+from engine_core.outbox import Outbox
+from engine_core.plan import StepPlan, StepResult
+from engine_core.scheduler import Scheduler
+from ipc.exposition import Exposition
+from ipc.fleet_page import FleetPage
+from ipc.messages import Abort, Generate, Progress, SamplingParams, make_stream_id
+from ipc.metrics_page import create_metrics_segment
+from ipc.record import FailureCode, StepRecord, unpack_record
+from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
+from ipc.sockets import Inbound
+
+RING_BYTES = 4096
+
+
+class FakeSocket:
+    def __init__(self) -> None:
+        self.inbox: deque[list[Inbound]] = deque()
+        self.waits_ms: list[int] = []
+        self.sent: list[Progress] = []
+
+    def receive(self, timeout_ms: int) -> list[Inbound]:
+        self.waits_ms.append(timeout_ms)
+        return self.inbox.popleft() if self.inbox else []
+
+    def send(self, message: Progress) -> None:
+        self.sent.append(message)
+
+
+class FakeRunner:
+    """Draws token 50 for everybody; raises while told to."""
+
+    num_blocks = 64
+
+    def __init__(self) -> None:
+        self.is_broken = False
+
+    def warm_up(self) -> None: ...
+
+    def launch(self, plan: StepPlan) -> "FakeRunner":
+        if self.is_broken:
+            raise RuntimeError("device lost")
+        self._result = StepResult(np.full(len(plan.sampled_rows), 50, np.int32))
+        return self
+
+    def result(self) -> StepResult:
+        return self._result
+
+
+class SilentBell:
+    def ring(self) -> None: ...
+
+
+class Rig:
+    def __init__(self, max_overflow_bytes: int = 1 << 20) -> None:
+        self.view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
+        format_ring(self.view, RING_BYTES)
+        self.reader = RingReader(self.view, 1)
+        self.socket, self.runner = FakeSocket(), FakeRunner()
+        self.metrics = create_metrics_segment("engine")
+        self.cell = FleetPage(FleetPage.create_segment(1, 1).view).engines[0]
+        outbox = Outbox([RingWriter(self.view)], [SilentBell()], max_overflow_bytes)
+        self.scheduler = Scheduler(BatchState(max_num_seqs=8, max_model_len=512, block_size=16), 64, 512)
+        self.engine = Engine(
+            index=0,
+            generation=4,
+            socket=self.socket,
+            intake=Intake(
+                self.scheduler,
+                vocab_size=100,
+                enable_prefix_caching=True,
+                reader_generation=outbox.reader_generation,
+            ),
+            scheduler=self.scheduler,
+            runner=self.runner,
+            outbox=outbox,
+            cell=self.cell,
+            metrics=EngineMetrics(self.metrics.view, model_name="m", engine=0, block_size=16, num_blocks=64),
+        )
+
+    def generate(self, *numbers: int, generation: int = 1, max_tokens: int = 2, **fields: Any) -> None:
+        """Any: fields of Generate."""
+        self.socket.inbox.append(
+            [
+                Inbound(
+                    Generate(
+                        stream_id=make_stream_id(0, generation, number),
+                        request_id="r",
+                        sampling=SamplingParams(max_tokens=max_tokens),
+                        **fields,
+                    ),
+                    b"\5\0\0\0" * 3,
+                )
+                for number in numbers
+            ]
+        )
+
+    def read(self) -> list[StepRecord]:
+        records = [unpack_record(payload) for payload in self.reader.poll()]
+        self.reader.release()
+        return records
+
+
+def test_a_request_runs_to_its_finish_and_the_broker_hears_of_both_ends_once() -> None:
+    rig = Rig()
+    rig.generate(1, 2)
+
+    for _ in range(4):
+        rig.engine.turn()
+
+    records = rig.read()
+    assert [(record.streams, record.tokens) for record in records] == [([1, 2], [50, 50])] * 2
+    assert [finish.num_output_tokens for finish in records[1].finishes] == [2, 2]
+    streams = tuple(make_stream_id(0, 1, number) for number in (1, 2))
+    assert rig.socket.sent == [
+        Progress(engine=0, generation=4, started=streams),
+        Progress(engine=0, generation=4, ended=streams),
+    ]
+
+
+def test_it_waits_for_messages_only_without_work() -> None:
+    rig = Rig()
+    rig.engine.turn()
+    rig.generate(1)
+
+    for _ in range(3):
+        rig.engine.turn()
+
+    assert rig.socket.waits_ms == [IDLE_MS, IDLE_MS, 0, IDLE_MS]
+
+
+def test_the_cell_shows_steps_work_and_a_fresh_beat() -> None:
+    rig = Rig()
+    rig.engine.turn()
+    assert (rig.cell.steps, rig.cell.has_work) == (0, False)
+
+    rig.generate(1)
+    rig.engine.turn()
+
+    assert (rig.cell.steps, rig.cell.has_work) == (1, True)
+    assert rig.cell.heartbeat_age_s < 5
+
+
+def test_a_step_that_raises_fails_its_streams_and_the_next_ones_are_served() -> None:
+    rig = Rig()
+    rig.runner.is_broken = True
+    rig.generate(1)
+    rig.engine.turn()
+    rig.runner.is_broken = False
+    rig.generate(2)
+
+    for _ in range(3):
+        rig.engine.turn()
+
+    records = rig.read()
+    assert [(f.stream, f.code) for f in records[0].failures] == [(1, FailureCode.INTERNAL)]
+    assert "RuntimeError" in records[0].failures[0].message
+    assert [finish.stream for finish in records[-1].finishes] == [2]
+
+
+def test_several_failed_steps_in_a_row_end_the_engine() -> None:
+    rig = Rig()
+    rig.runner.is_broken = True
+
+    for number in range(1, MAX_FAILED_STEPS):
+        rig.generate(number)
+        rig.engine.turn()
+    rig.generate(MAX_FAILED_STEPS)
+
+    with pytest.raises(RuntimeError, match="device lost"):
+        rig.engine.turn()
+
+
+def test_streams_of_a_replaced_worker_are_cut_before_the_next_step() -> None:
+    rig = Rig()
+    rig.generate(1, max_tokens=100)
+    rig.engine.turn()
+
+    rig.reader = RingReader(rig.view, 2)
+    rig.generate(1, generation=2, max_tokens=1)
+    rig.engine.turn()
+
+    (record,) = rig.read()
+    assert record.streams == [1] and [finish.num_output_tokens for finish in record.finishes] == [1]
+    assert rig.socket.sent[-1].ended == (make_stream_id(0, 1, 1), make_stream_id(0, 2, 1))
+    assert not rig.scheduler.has_work
+
+
+def test_a_worker_that_does_not_read_loses_its_streams_with_an_error() -> None:
+    rig = Rig(max_overflow_bytes=2000)
+    rig.generate(1, max_tokens=500)
+
+    for _ in range(400):
+        rig.engine.turn()
+    assert not rig.scheduler.has_work
+    assert rig.socket.waits_ms[-1] == OVERFLOW_RETRY_MS
+
+    records: list[StepRecord] = []
+    for _ in range(10):
+        records += rig.read()
+        rig.engine.turn()
+    assert [(f.stream, f.code) for f in records[-1].failures] == [(1, FailureCode.OVERFLOW)]
+    assert all(record.tokens == [50] for record in records[:-1])
+    assert rig.socket.waits_ms[-1] == IDLE_MS
+
+
+def test_an_abort_frees_the_blocks_within_one_turn() -> None:
+    rig = Rig()
+    rig.generate(1, max_tokens=100)
+    rig.engine.turn()
+    assert rig.scheduler.blocks.num_in_use == 1
+
+    rig.socket.inbox.append([Inbound(Abort(stream_id=make_stream_id(0, 1, 1)), b"")])
+    rig.engine.turn()
+
+    assert rig.scheduler.blocks.num_in_use == 0
+    assert rig.socket.sent[-1].ended == (make_stream_id(0, 1, 1),)
+
+
+def test_counters_in_the_scrape_are_those_of_the_scheduler() -> None:
+    rig = Rig()
+    rig.generate(1, block_hashes=b"")
+    rig.scheduler.counts.num_preemptions = 3
+
+    for _ in range(3):
+        rig.engine.turn()
+
+    text = Exposition([rig.metrics.view]).text().decode()
+    assert 'vllm:num_preemptions_total{engine="0",model_name="m"} 3.0' in text
+    assert 'vllm:iteration_tokens_total_sum{engine="0",model_name="m"} 4.0' in text
+    assert 'vllm:num_requests_running{engine="0",model_name="m"} 0.0' in text
+
+
+def test_run_returns_once_told_to_stop() -> None:
+    rig = Rig()
+    answers = iter([False, False, True])
+
+    rig.engine.run(lambda: next(answers))
+
+    assert len(rig.socket.waits_ms) == 2

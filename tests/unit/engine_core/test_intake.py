@@ -1,0 +1,147 @@
+"""Intake: messages become sequences, faults become failures."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine_core.batch_state import BatchState
+from engine_core.intake import Intake
+from engine_core.plan import StepResult
+from engine_core.scheduler import Scheduler
+from ipc.block_hash import chain
+from ipc.messages import Abort, AbortWorker, Generate, SamplingParams, make_stream_id
+from ipc.record import Failure, FailureCode
+from ipc.sockets import Inbound
+
+BLOCK_SIZE = 4
+STREAM = make_stream_id(0, 1, 7)
+
+
+class Rig:
+    """An intake for one worker slot of generation 1."""
+
+    def __init__(self, *, num_blocks: int = 20, enable_prefix_caching: bool = True) -> None:
+        self.scheduler = Scheduler(BatchState(max_num_seqs=4, max_model_len=40, block_size=BLOCK_SIZE), num_blocks, 64)
+        self.intake = Intake(
+            self.scheduler,
+            vocab_size=100,
+            enable_prefix_caching=enable_prefix_caching,
+            reader_generation={0: 1}.get,
+        )
+
+    def generate(self, prompt: bytes, *, stream_id: int = STREAM, **fields: Any) -> None:  # Any: fields of Generate
+        fields = {"sampling": SamplingParams(max_tokens=5), **fields}
+        self.intake.take([Inbound(Generate(stream_id=stream_id, request_id="r", **fields), prompt)])
+
+    @property
+    def failures(self) -> list[Failure]:
+        return [e.record for e in self.scheduler.take_endings() if isinstance(e.record, Failure)]
+
+
+def ids(*tokens: int) -> bytes:
+    return np.array(tokens, np.uint32).tobytes()
+
+
+def test_a_prompt_arrives_as_it_was_sent() -> None:
+    rig = Rig()
+
+    rig.generate(ids(5, 6, 7), priority=2)
+    plan = rig.scheduler.schedule()
+
+    assert plan is not None
+    row = int(plan.rows[0])
+    sequence = rig.scheduler.state.sequences[row]
+    assert sequence is not None and sequence.priority == 2
+    assert rig.scheduler.state.token_ids[row, :3].tolist() == [5, 6, 7]
+    assert rig.scheduler.state.max_total_len[row] == 8
+
+
+@pytest.mark.parametrize(("num_blocks", "limit"), [(20, 40), (5, 21)])
+def test_output_is_bounded_by_the_context_and_by_the_pool(num_blocks: int, limit: int) -> None:
+    rig = Rig(num_blocks=num_blocks)
+
+    rig.generate(ids(1), sampling=SamplingParams(max_tokens=1000))
+    rig.scheduler.schedule()
+
+    assert rig.scheduler.state.max_total_len.max() == limit
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "words"),
+    [
+        (b"", {}, "0 bytes"),
+        (ids(1) + b"\0", {}, "5 bytes"),
+        (ids(1, 100), {}, "token id 100 is outside the vocabulary of 100"),
+        (ids(1, 2**32 - 1), {}, "token id 4294967295"),
+        (ids(1), {"sampling": SamplingParams(max_tokens=0)}, "max_tokens is 0"),
+        (ids(1), {"sampling": SamplingParams(max_tokens=1, logit_bias=((100, 1.0),))}, "logit_bias token id 100"),
+        (ids(1, 2, 3), {"block_hashes": bytes(16)}, "1 block hashes for 3 tokens in blocks of 4"),
+    ],
+)
+def test_what_would_break_a_step_fails_alone(prompt: bytes, fields: dict[str, Any], words: str) -> None:
+    rig = Rig()
+
+    rig.generate(prompt, **fields)
+
+    (failure,) = rig.failures
+    assert (failure.stream, failure.code) == (7, FailureCode.INTERNAL)
+    assert words in failure.message
+    assert rig.scheduler.take_progress() == ([], [STREAM])
+    assert not rig.scheduler.has_work
+
+
+def test_a_prompt_beyond_the_pool_is_too_long() -> None:
+    rig = Rig(num_blocks=2)
+
+    rig.generate(ids(*range(9)))
+
+    assert [failure.code for failure in rig.failures] == [FailureCode.TOO_LONG]
+
+
+@pytest.mark.parametrize(("is_enabled", "num_cached"), [(True, 4), (False, 0)])
+def test_hashes_are_used_when_caching_is_on(is_enabled: bool, num_cached: int) -> None:
+    rig = Rig(enable_prefix_caching=is_enabled)
+    prompt = ids(1, 2, 3, 4, 5)
+    rig.generate(prompt, block_hashes=chain(prompt, BLOCK_SIZE))
+    first = rig.scheduler.schedule()
+    assert first is not None
+    rig.scheduler.commit(first, StepResult(np.array([50], np.int32)))
+
+    rig.generate(prompt, stream_id=make_stream_id(0, 1, 8), block_hashes=chain(prompt, BLOCK_SIZE))
+    second = rig.scheduler.schedule()
+
+    assert second is not None and second.context_lens[-1] == num_cached
+
+
+def test_a_stream_of_a_replaced_worker_is_dropped_and_reported_as_ended() -> None:
+    rig = Rig()
+
+    rig.generate(ids(1), stream_id=make_stream_id(0, 9, 1))
+
+    assert not rig.scheduler.has_work and rig.failures == []
+    assert rig.scheduler.take_progress() == ([], [make_stream_id(0, 9, 1)])
+
+
+def test_an_unknown_slot_and_a_stream_in_use_change_nothing() -> None:
+    rig = Rig()
+    rig.generate(ids(1))
+
+    rig.generate(ids(2))
+    rig.generate(ids(1), stream_id=make_stream_id(5, 1, 1))
+
+    assert rig.scheduler.stream_ids == [STREAM]
+    assert rig.scheduler.take_progress() == ([], [])
+
+
+def test_aborts_end_one_stream_or_those_of_a_worker() -> None:
+    rig = Rig()
+    streams = [make_stream_id(0, 1, number) for number in range(3)]
+    for stream_id in streams:
+        rig.generate(ids(1), stream_id=stream_id)
+
+    rig.intake.take([Inbound(Abort(stream_id=streams[1]), b"")])
+    assert rig.scheduler.stream_ids == [streams[0], streams[2]]
+
+    rig.intake.take([Inbound(AbortWorker(slot=0, generation=2), b"")])
+    assert rig.scheduler.stream_ids == []

@@ -1,0 +1,28 @@
+"""The engine's metrics, as a scrape shows them."""
+
+from engine_core.metrics import EngineMetrics
+from ipc.exposition import Exposition
+from ipc.metrics_page import create_metrics_segment
+
+
+def test_a_scrape_shows_vllm_names_with_model_and_engine() -> None:
+    segment = create_metrics_segment("engine")
+    metrics = EngineMetrics(segment.view, model_name="m", engine=3, block_size=16, num_blocks=40)
+
+    metrics.on_step(num_tokens=12, duration_s=0.004)
+    metrics.on_counts(num_preemptions=2, prefix_queries=100, prefix_hits=64)
+    metrics.on_load(num_running=5, num_waiting=6, kv_usage=0.25)
+    lines = set(Exposition([segment.view]).text().decode().splitlines())
+
+    labels = 'engine="3",model_name="m"'
+    assert {
+        f"vllm:num_requests_running{{{labels}}} 5.0",
+        f"vllm:num_requests_waiting{{{labels}}} 6.0",
+        f"vllm:kv_cache_usage_perc{{{labels}}} 0.25",
+        f"vllm:num_preemptions_total{{{labels}}} 2.0",
+        f"vllm:prefix_cache_queries_total{{{labels}}} 100.0",
+        f"vllm:prefix_cache_hits_total{{{labels}}} 64.0",
+        f"vllm:iteration_tokens_total_sum{{{labels}}} 12.0",
+        f"tokenfleet:engine_step_seconds_count{{{labels}}} 1.0",
+        f'vllm:cache_config_info{{block_size="16",{labels},num_gpu_blocks="40"}} 1.0',
+    } <= lines, "\n".join(sorted(lines))
