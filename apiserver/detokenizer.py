@@ -5,6 +5,7 @@ the whole sequence has it. Two kinds: over the token table (byte-level BPE), and
 """
 
 import codecs
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -55,25 +56,32 @@ class Decoder(Protocol):
     """The part of `tokenizers.Tokenizer` that is used here."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def id_to_token(self, id: int) -> str | None: ...
 
 
 class WindowDetokenizer:
     """Over any tokenizer: decodes a window of the last ids again and gives what is new.
 
-    Decoders may look at neighbours (a leading space, a run of byte tokens), so text counts as settled once it no longer
-    ends in the replacement character; the window then moves up, keeping the ids before it for context.
+    Decoders look at neighbours: a leading space is dropped at the start of the text only; a run of byte tokens that is not
+    UTF-8 as a whole becomes one U+FFFD per byte. So text counts as settled only behind a token that is not a byte, and not
+    while it ends in U+FFFD; and the window starts with tokens that have text by themselves.
     """
 
     is_clean = False  # no token stands for itself here
 
     def __init__(self, decoder: Decoder, *, skip_special_tokens: bool) -> None:
         self._decoder, self._skip = decoder, skip_special_tokens
-        self._ids: list[int] = []
-        self._window_start = 0  # ids before are context of nobody any more
-        self._settled_end = 0  # ids before are text that was given out
+        self._ids: list[int] = []  # the window: settled ids for context, then ids whose text was not given out
+        self._num_settled = 0
+        self._ends_in_byte = False
 
     def feed(self, token_ids: Sequence[int]) -> str:
         self._ids.extend(token_ids)
+        for token_id in token_ids:
+            if self._decode([token_id]):  # what has no text does not end a run of bytes
+                self._ends_in_byte = _BYTE_TOKEN.fullmatch(self._decoder.id_to_token(token_id) or "") is not None
+        if self._ends_in_byte:
+            return ""
         new = self._new_text()
         if new.endswith("\ufffd"):
             return ""
@@ -86,11 +94,16 @@ class WindowDetokenizer:
         return new
 
     def _new_text(self) -> str:
-        before = self._decode(self._ids[self._window_start : self._settled_end])
-        return self._decode(self._ids[self._window_start :])[len(before) :]
+        before = self._decode(self._ids[: self._num_settled])
+        return self._decode(self._ids)[len(before) :]
 
     def _settle(self) -> None:
-        self._window_start, self._settled_end = self._settled_end, len(self._ids)
+        if self._decode(self._ids[self._num_settled :]):
+            del self._ids[: self._num_settled]
+        self._num_settled = len(self._ids)
 
     def _decode(self, ids: list[int]) -> str:
         return self._decoder.decode(ids, skip_special_tokens=self._skip)
+
+
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")

@@ -160,6 +160,9 @@ class _NoDecoder:
     def decode(self, ids: object, skip_special_tokens: bool = True) -> str:
         raise NotImplementedError("the token table decodes")
 
+    def id_to_token(self, id: int) -> str | None:
+        raise NotImplementedError("the token table decodes")
+
 
 async def measure(bench: Bench, steps: int, tokens_per_drain: int, num_streams: int) -> list[float]:
     """Microseconds per token, of five runs."""
