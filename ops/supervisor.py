@@ -177,21 +177,20 @@ class Supervisor:
         while True:
             await asyncio.sleep(WATCH_S)
             for child in self._children:
-                reason = self._stuck_reason_or_none(child.cell) if child.cell is not None else None
+                timeout_s = self._step_timeout_s(child)
+                reason = _stuck_reason_or_none(child.cell, timeout_s) if child.cell is not None else None
                 if reason is not None:
                     abort = asyncio.create_task(child.abort(reason))
                     aborts.add(abort)
                     abort.add_done_callback(aborts.discard)
             self._publish()
 
-    def _stuck_reason_or_none(self, cell: Cell) -> str | None:
+    def _step_timeout_s(self, child: Child) -> float:
+        """How long its loop may be silent: an engine computes one step between two beats, and a CPU takes its time."""
         ops = self._settings.ops
-        if not cell.is_alive:
-            return None
-        timeout_s = ops.engine_start_timeout_s if cell.state == State.STARTING else ops.heartbeat_timeout_s
-        if cell.heartbeat_age_s <= timeout_s:
-            return None
-        return f"no heartbeat for {cell.heartbeat_age_s:.1f} s while {cell.state.name.lower()}"
+        if child.cell is not None and child.cell.state == State.STARTING:
+            return ops.engine_start_timeout_s
+        return ops.engine_step_timeout_s if child in self._engines else ops.heartbeat_timeout_s
 
     def _publish(self) -> None:
         page = self._resources.page
@@ -234,3 +233,9 @@ class Supervisor:
         for task in keepers:
             task.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
+
+
+def _stuck_reason_or_none(cell: Cell, timeout_s: float) -> str | None:
+    if not cell.is_alive or cell.heartbeat_age_s <= timeout_s:
+        return None
+    return f"no heartbeat for {cell.heartbeat_age_s:.1f} s while {cell.state.name.lower()}"
