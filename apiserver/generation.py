@@ -165,7 +165,6 @@ class Choice:
         metrics.request_max_generation_tokens.observe(num_tokens)
         metrics.prompt_tokens.inc(finish.num_prompt_tokens)
         metrics.prompt_tokens_cached.inc(finish.num_cached_tokens)
-        metrics.generation_tokens.inc(num_tokens)
         metrics.ended(self.finish_reason or "abort").inc()
 
 

@@ -7,6 +7,7 @@ with one error each. The supervisor gone: its death signal ends this process.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -36,10 +37,13 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.1
 BACKLOG = 4096
+YOUNG_OBJECTS = 10_000  # between collections; streams hold few containers and leave hardly any cycles
 
 
 def run(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloaded: Preloaded) -> None:
     """Serve until SIGTERM."""
+    gc.freeze()  # what the zygote loaded lives as long as the process: no collection walks it, or copies its pages
+    gc.set_threshold(YOUNG_OBJECTS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, model, handles, preloaded))
 
@@ -49,7 +53,9 @@ async def _serve(settings: Settings, model: ModelFolder, handles: WorkerHandles,
     server = _Server(
         uvicorn.Config(
             build_app(services),
+            interface="asgi3",
             http=FleetHttpProtocol,
+            proxy_headers=False,  # nothing here depends on who the client says it is
             ws="none",
             lifespan="off",
             loop="none",
@@ -68,6 +74,7 @@ async def _serve(settings: Settings, model: ModelFolder, handles: WorkerHandles,
     heart = Heart(services, server)
     heart.start(loop)
     await server.serve(sockets=[socket.socket(fileno=fd) for fd in handles.listen_fds])
+    await asyncio.gather(*server.server_state.tasks, return_exceptions=True)  # cancelled ones still send their aborts
     heart.stop()
     services.client.close()
     logger.info("worker stopped", extra={"slot": handles.slot})
@@ -75,6 +82,7 @@ async def _serve(settings: Settings, model: ModelFolder, handles: WorkerHandles,
 
 def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloaded: Preloaded) -> Services:
     pages = [Segment.attach(fd).view for fd in handles.metrics_fds]
+    metrics = WorkerMetrics(pages[handles.metrics_index], model.name, model.max_model_len)
     client = EngineClient(
         slot=handles.slot,
         generation=handles.generation,
@@ -83,13 +91,14 @@ def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandl
         connect=lambda in_flight: WorkerSocket(handles.broker_endpoint, handles.slot, handles.generation, in_flight),
         block_size=settings.engine.block_size,
         enable_prefix_caching=settings.engine.enable_prefix_caching,
+        count_tokens=metrics.generation_tokens.inc,
     )
     return Services(
         settings=settings,
         model=model,
         preloaded=preloaded,
         client=client,
-        metrics=WorkerMetrics(pages[handles.metrics_index], model.name, model.max_model_len),
+        metrics=metrics,
         exposition=Exposition(pages),
         fleet=FleetPage(Segment.attach(handles.fleet_fd).view),
         slot=handles.slot,

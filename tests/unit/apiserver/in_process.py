@@ -164,6 +164,7 @@ class Connection(asyncio.Transport):
         self._is_closing = False
         self.received = b""
         self.was_aborted = False
+        self.reads_bytes = 1 << 30  # then the client stops reading
         self.protocol = FleetHttpProtocol(config, self._server_state, {})
         self.protocol.connection_made(self)
 
@@ -185,6 +186,8 @@ class Connection(asyncio.Transport):
         if self._is_closing:
             raise RuntimeError("unable to perform operation on a closed transport")
         self.received += bytes(data)
+        if len(self.received) >= self.reads_bytes and not self.protocol.flow.write_paused:
+            self.pause()
 
     def is_closing(self) -> bool:
         return self._is_closing

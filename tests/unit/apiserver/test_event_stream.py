@@ -258,7 +258,25 @@ def test_a_paused_client_gets_everything_when_it_reads_again() -> None:
     run(client)
 
 
-def test_a_client_that_never_reads_is_cut_at_the_bound_and_counted() -> None:
+def test_a_client_that_stops_reading_at_the_opening_event_gets_no_more_until_it_reads() -> None:
+    async def client() -> None:
+        server = Server()
+        connection = await server.connect()
+        connection.reads_bytes = 1 + len(b"HTTP/1.1 200 OK") + 150  # the headers, and some of the event behind them
+        server.worker.step([1], [HELLO])
+        await connection.settle()
+
+        assert connection.head.startswith("http/1.1 200 ok")
+        assert connection.protocol.flow.write_paused
+        assert contents(connection.body) == []
+        connection.reads_bytes = 1 << 30
+        connection.resume()
+        assert contents(connection.body) == ["Hello"]
+
+    run(client)
+
+
+def test_a_client_that_never_reads_is_cut_at_the_bound_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     async def client() -> None:
         server = Server()
         connection = await server.connect()
@@ -274,12 +292,13 @@ def test_a_client_that_never_reads_is_cut_at_the_bound_and_counted() -> None:
         assert server.worker.broker.aborts == [Abort(stream_id=make_stream_id(3, 1, 1))]
         assert server.worker.samples()['tokenfleet:shed_total{reason="slow_client"}'] == "1.0"
         assert connection.num_running == 0
+        assert not caplog.records, "nothing went wrong here"
 
     run(client)
 
 
 @pytest.mark.parametrize("leaves_after", ["request", "first output", "pause"])
-def test_a_client_that_leaves_has_its_stream_aborted(leaves_after: str) -> None:
+def test_a_client_that_leaves_has_its_stream_aborted(leaves_after: str, caplog: pytest.LogCaptureFixture) -> None:
     async def client() -> None:
         server = Server(request(n=2))
         connection = await server.connect()
@@ -296,6 +315,7 @@ def test_a_client_that_leaves_has_its_stream_aborted(leaves_after: str) -> None:
         assert server.worker.broker.aborts == [Abort(stream_id=make_stream_id(3, 1, number)) for number in (1, 2)]
         assert server.worker.client.num_streams == 0
         assert connection.num_running == 0
+        assert not caplog.records, "nothing is written to a connection that is gone"
 
     run(client)
 
