@@ -12,7 +12,7 @@ class FlagParser(argparse.ArgumentParser):
     """argparse that raises ConfigError, and names the nearest flag for one it does not know."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: argparse's own long signature
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError([message])
