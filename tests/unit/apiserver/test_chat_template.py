@@ -138,10 +138,10 @@ CHATS: dict[str, list[dict[str, Any]]] = {
 def expected(template: str, chat: list[dict[str, Any]], variables: dict[str, Any], **options: Any) -> str | None:
     """What transformers renders; None where it or the template refuses."""
     try:
-        rendered, _ = render_jinja_template([chat], chat_template=template, **SPECIAL, **variables, **options)
+        rendered: Any = render_jinja_template([chat], chat_template=template, **options, **{**SPECIAL, **variables})
     except Exception:
         return None
-    return str(rendered[0])
+    return str(rendered[0][0])
 
 
 @pytest.mark.parametrize("variables", [{}, {"enable_thinking": False, "date_string": "1 Jan 2030"}], ids=["", "vars"])
@@ -151,7 +151,10 @@ def expected(template: str, chat: list[dict[str, Any]], variables: dict[str, Any
 def test_renders_what_transformers_renders(
     source: str, chat: list[dict[str, Any]], mode: str, variables: dict[str, Any]
 ) -> None:
-    options = {"add_generation_prompt": mode == "generation", "continue_final_message": mode == "continue"}
+    options: dict[str, Any] = {
+        "add_generation_prompt": mode == "generation",
+        "continue_final_message": mode == "continue",
+    }
     template = ChatTemplate(source, SPECIAL)
     wanted = expected(source, chat, variables, **options)
 

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from array import array
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ def test_a_tokenizer_the_fast_library_refuses_is_served_by_the_reference(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_model_folder(tmp_path / "wordlevel")
-    word_level = {
+    word_level: dict[str, object] = {
         "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": {"type": "Whitespace"},
         "post_processor": None, "decoder": None, "truncation": None, "padding": None,
         "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "hello": 1, "world": 2}, "unk_token": "[UNK]"},
@@ -170,8 +171,6 @@ class Recorder:
         self.max_chars_per_token = tokenizer.max_chars_per_token
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[bytes]:
-        import threading
-
         self.thread_ids.append(threading.get_ident())
         return self._tokenizer.encode(texts, add_special_tokens=add_special_tokens)
 
@@ -185,8 +184,6 @@ class Recorder:
     ],
 )
 def test_long_texts_leave_the_loops_thread(tokenizer: Tokenizer, texts: list[str], is_inline: bool) -> None:
-    import threading
-
     recorder = Recorder(tokenizer)
     prompts = PromptEncoder(recorder, 1 << 20)  # type: ignore[arg-type]  # the part of Tokenizer that is used
 
@@ -219,7 +216,7 @@ def test_the_loop_turns_while_a_long_text_is_encoded(real_tokenizer: Tokenizer, 
     prompts = PromptEncoder(tokenizer, 1 << 30)
 
     async def measure() -> tuple[float, float]:
-        """Seconds until encoded; CPU seconds of the loop's thread in its longest turn meanwhile."""
+        """Seconds until encoded, and of the loop's longest turn meanwhile."""
         longest = 0.0
         started = time.monotonic()
         task = asyncio.create_task(prompts.encode([text], add_special_tokens=False, bounded_field=None))
@@ -231,7 +228,8 @@ def test_the_loop_turns_while_a_long_text_is_encoded(real_tokenizer: Tokenizer, 
 
     total_s, longest_s = asyncio.run(measure())
 
-    assert longest_s < total_s / 3, f"one turn of {longest_s:.3f} s in {total_s:.3f} s"
+    # Had the GIL been held, one turn would have been nearly all of it; a busy machine may take a slice out of some turn.
+    assert longest_s < total_s * 0.6, f"one turn of {longest_s:.3f} s in {total_s:.3f} s"
 
 
 def test_long_detokenization_leaves_the_loops_thread(tokenizer: Tokenizer) -> None:

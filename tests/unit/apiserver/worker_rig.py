@@ -196,10 +196,11 @@ class WorkerRig:
         return self.preloaded.tokenizer.decode(ids, skip_special_tokens=False)
 
     def set_ready(self) -> None:
-        for cell in (self.fleet.broker, self.fleet.engines[0]):
+        for cell in (self.fleet.broker, self.fleet.engines[0], self.fleet.workers[0]):
             cell.mark_alive(1)
             cell.state = State.READY
             cell.beat()
+        self.fleet.broker.num_peers = 1
 
     def with_client(self, use: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:
         async def main() -> T:
