@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from apiserver import generation
 from apiserver.asgi_writer import AsgiWriter
-from apiserver.engine_client import EngineClient
+from apiserver.engine_client import EngineClient, StreamError
 from apiserver.generation import Choice, CollectedChoice, GenerationRequest, Usage
 from apiserver.http_protocol import ConnectionListener, stream_writer_of
 from apiserver.metrics import WorkerMetrics
@@ -29,6 +29,7 @@ HEADERS = [
     (b"x-accel-buffering", b"no"),  # nginx passes events on at once
 ]
 DONE = b"data: [DONE]\n\n"
+SHUTDOWN = StreamError("shutdown", "the server is shutting down", retry_after_s=1)
 BYTES_PER_HELD_TOKEN = 36  # a list slot and an int object
 
 
@@ -81,7 +82,7 @@ class StreamedChoice(Choice):
         """What is left to say when the engine is done with it."""
         events = self._response.events
         if self.error is not None:
-            return b"data: " + generation.api_error(self.error).body() + b"\n\n"
+            return _error_event(self.error)
         rest = escape(self.text.finish(self.stop_token_id))
         self._has_stopped()
         text = self._prefix + rest + self._suffix if rest else b""
@@ -131,6 +132,9 @@ class StreamedResponse:
         try:
             if not self._is_gone:
                 await self._stream(writer, send)
+        except asyncio.CancelledError:
+            self._say_shutdown()
+            raise
         finally:
             generation.abort(self.choices, self._client, self._metrics)
             writer.close()
@@ -164,6 +168,13 @@ class StreamedResponse:
         errors = [choice.error for choice in self.choices if choice.error is not None]
         if len(errors) == len(self.choices):
             raise generation.api_error(errors[0])
+
+    def _say_shutdown(self) -> None:
+        """The server's drain deadline has cancelled the request. Raises ApiError while there is a status to send."""
+        if self._writer is None:
+            raise generation.api_error(SHUTDOWN) from None
+        if self.can_write:
+            self.write(_error_event(SHUTDOWN))
 
     # ── from the choices ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -243,6 +254,8 @@ async def collect(
         if not collection.is_settled:
             generation.submit(request, collection.choices, client, metrics)
         is_complete = await collection.wait()
+    except asyncio.CancelledError:  # the server's drain deadline
+        raise generation.api_error(SHUTDOWN) from None
     finally:
         generation.abort(collection.choices, client, metrics)
         writer.close()
@@ -299,6 +312,10 @@ class _Collection:
 def _writer_of(scope: Scope, receive: Receive, send: Send) -> Writer:
     writer = stream_writer_of(scope)
     return writer if writer is not None else AsgiWriter(receive, send)
+
+
+def _error_event(error: StreamError) -> bytes:
+    return b"data: " + generation.api_error(error).body() + b"\n\n"
 
 
 async def _send_nothing(_message: object) -> None:

@@ -163,6 +163,8 @@ class Choice:
         metrics.request_prompt_tokens.observe(finish.num_prompt_tokens)
         metrics.request_generation_tokens.observe(num_tokens)
         metrics.request_max_generation_tokens.observe(num_tokens)
+        metrics.request_computed_tokens.observe(finish.num_prompt_tokens - finish.num_cached_tokens)
+        metrics.request_preemptions.observe(finish.num_preemptions)
         metrics.prompt_tokens.inc(finish.num_prompt_tokens)
         metrics.prompt_tokens_cached.inc(finish.num_cached_tokens)
         metrics.ended(self.finish_reason or "abort").inc()

@@ -71,7 +71,6 @@ class StreamWriter:
 
     def abort(self) -> None:
         """Drop the connection with all it has not sent: the client does not read."""
-        self._cycle.disconnected = True  # as connection_lost does, but the application may return before that
         self._transport.abort()
 
 

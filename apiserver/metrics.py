@@ -14,6 +14,7 @@ LATENCY_S = (
     1920.0, 7680.0,
 )  # fmt: skip
 COUNT_N = (1.0, 2.0, 5.0, 10.0, 20.0)
+PREEMPTIONS_N = (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
 STAGE_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 HTTP_S = (0.1, 0.5, 1.0)
 
@@ -44,7 +45,9 @@ def instruments(model_name: str, max_model_len: int) -> list[Instrument]:
         histogram("vllm:request_generation_tokens", "Generated tokens of a request.", tokens),
         histogram("vllm:request_max_num_generation_tokens", "Largest number of generated tokens of a request.", tokens),
         histogram("vllm:request_params_max_tokens", "The max_tokens of a request.", tokens),
+        histogram("vllm:request_prefill_kv_computed_tokens", "Prompt tokens of a request that were computed.", tokens),
         histogram("vllm:request_params_n", "The n of a request.", COUNT_N),
+        histogram("vllm:request_num_preemptions", "Times a request was preempted.", PREEMPTIONS_N),
         Instrument("counter", "vllm:prompt_tokens", "Prompt tokens processed.", model),
         Instrument("counter", "vllm:prompt_tokens_cached", "Prompt tokens found in the prefix cache.", model),
         Instrument("counter", "vllm:generation_tokens", "Tokens generated.", model),
@@ -76,6 +79,8 @@ class WorkerMetrics:
         self.request_generation_tokens = writer.histogram("vllm:request_generation_tokens")
         self.request_max_generation_tokens = writer.histogram("vllm:request_max_num_generation_tokens")
         self.params_max_tokens = writer.histogram("vllm:request_params_max_tokens")
+        self.request_computed_tokens = writer.histogram("vllm:request_prefill_kv_computed_tokens")
+        self.request_preemptions = writer.histogram("vllm:request_num_preemptions")
         self.params_n = writer.histogram("vllm:request_params_n")
         self.prompt_tokens = writer.counter("vllm:prompt_tokens")
         self.prompt_tokens_cached = writer.counter("vllm:prompt_tokens_cached")

@@ -45,10 +45,11 @@ def run(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloade
     gc.freeze()  # what the zygote loaded lives as long as the process: no collection walks it, or copies its pages
     gc.set_threshold(YOUNG_OBJECTS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, model, handles, preloaded))
+        runner.run(serve(settings, model, handles, preloaded))
 
 
-async def _serve(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloaded: Preloaded) -> None:
+async def serve(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloaded: Preloaded) -> None:
+    """On the running loop; takes over SIGTERM and SIGINT."""
     services = _build_services(settings, model, handles, preloaded)
     server = _Server(
         uvicorn.Config(

@@ -546,6 +546,7 @@ def test_a_stream_leaves_its_latencies_and_counts() -> None:
         assert float(samples[f"vllm:inter_token_latency_seconds_sum{{{MODEL}}}"]) < 5
         assert samples[f"vllm:request_queue_time_seconds_sum{{{MODEL}}}"] == "0.5"
         assert samples[f"vllm:prompt_tokens_cached_total{{{MODEL}}}"] == "3.0"
+        assert samples[f"vllm:request_prefill_kv_computed_tokens_sum{{{MODEL}}}"] == "1.0"
         assert samples[f"vllm:generation_tokens_total{{{MODEL}}}"] == "3.0"
         assert samples['vllm:request_success_total{engine="0",finished_reason="length",model_name="test"}'] == "1.0"
 
