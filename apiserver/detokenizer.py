@@ -1,7 +1,8 @@
 """Token ids become text, as they come: no character is ever split, and all pieces together are the tokenizer's decode.
 
 Bytes that are not yet a whole character are held back; what is still held at the end becomes U+FFFD, as a decode of
-the whole sequence has it. Two kinds: over the token table (byte-level BPE), and over the tokenizer's own decode for the rest.
+the whole sequence has it. Three kinds: over the token table, one for each kind of table, and over the tokenizer's own
+decode for the rest.
 """
 
 import codecs
@@ -50,6 +51,53 @@ class TableDetokenizer:
     def finish(self) -> str:
         self.is_clean = True
         return self._decoder.decode(b"", True)
+
+
+class FallbackDetokenizer:
+    """Over a TokenTable with byte fallback, as the decoder steps Replace, ByteFallback, Fuse, Strip have it.
+
+    A run of byte tokens is one piece of UTF-8 or, if it is not, one U+FFFD per byte: it is held back until it ends.
+    """
+
+    def __init__(self, table: TokenTable, *, skip_special_tokens: bool) -> None:
+        assert table.byte_fallback is not None
+        self._pieces, self._byte_ids = table.pieces, table.byte_fallback.byte_ids
+        self._skipped = table.special_ids if skip_special_tokens else frozenset()
+        self._run = bytearray()
+        self._num_to_strip = table.byte_fallback.num_stripped
+        self.is_clean = self._num_to_strip == 0
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        parts: list[str] = []
+        for number in token_ids:
+            piece = self._pieces[number]
+            if piece is None or number in self._skipped:
+                continue
+            if number in self._byte_ids:
+                self._run += piece
+            else:
+                parts += self._end_run(), piece.decode()
+        return self._without_leading("".join(parts))
+
+    def finish(self) -> str:
+        return self._without_leading(self._end_run())
+
+    def _end_run(self) -> str:
+        run, self._run = self._run, bytearray()
+        try:
+            return run.decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(run)
+
+    def _without_leading(self, text: str) -> str:
+        while text and self._num_to_strip:
+            if text[0] != " ":
+                self._num_to_strip = 0
+            else:
+                self._num_to_strip -= 1
+                text = text[1:]
+        self.is_clean = not self._run and not self._num_to_strip
+        return text
 
 
 class Decoder(Protocol):

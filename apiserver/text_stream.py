@@ -6,7 +6,13 @@ other token, and everything behind it until the detokenizer is clean again, take
 
 from collections.abc import Sequence
 
-from apiserver.detokenizer import Decoder, Detokenizer, TableDetokenizer, WindowDetokenizer
+from apiserver.detokenizer import (
+    Decoder,
+    Detokenizer,
+    FallbackDetokenizer,
+    TableDetokenizer,
+    WindowDetokenizer,
+)
 from apiserver.stop_strings import StopStrings
 from apiserver.token_table import TokenTable, escape
 
@@ -24,11 +30,7 @@ class TextStream:
         skip_special_tokens: bool = True,
         min_tokens: int = 0,
     ) -> None:
-        self._detokenizer: Detokenizer = (
-            WindowDetokenizer(decoder, skip_special_tokens=skip_special_tokens)
-            if table is None
-            else TableDetokenizer(table, skip_special_tokens=skip_special_tokens)
-        )
+        self._detokenizer = _detokenizer(table, decoder, skip_special_tokens)
         self._stop = StopStrings(stop, include_in_output=include_stop) if stop else None
         self._escaped = table.escaped if table is not None and self._stop is None else None
         self._min_tokens = min_tokens
@@ -83,3 +85,11 @@ class TextStream:
         if self._stop.matched is None:
             text += self._stop.feed(self._detokenizer.finish(), may_match=self.num_tokens > self._min_tokens)
         return text + self._stop.finish()
+
+
+def _detokenizer(table: TokenTable | None, decoder: Decoder, skip_special_tokens: bool) -> Detokenizer:
+    if table is None:
+        return WindowDetokenizer(decoder, skip_special_tokens=skip_special_tokens)
+    if table.byte_fallback is None:
+        return TableDetokenizer(table, skip_special_tokens=skip_special_tokens)
+    return FallbackDetokenizer(table, skip_special_tokens=skip_special_tokens)

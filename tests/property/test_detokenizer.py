@@ -97,6 +97,22 @@ def byte_fallback() -> Tokenizer:
     return tokenizer
 
 
+def byte_fallback_without_table() -> Tokenizer:
+    """The same, in a shape that no table is made of."""
+    tokenizer = byte_fallback()
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def byte_fallback_without_strip() -> Tokenizer:
+    """As Gemma has it."""
+    tokenizer = byte_fallback()
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
 def metaspace() -> Tokenizer:
     words = ["<unk>", "▁", "▁a", "b", "▁▁", "日", "▁c▁"]
     tokenizer = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[]))
@@ -125,7 +141,10 @@ def test_streamed_text_is_the_decode_of_the_real_vocabulary(
     assert_exact(embedded, ids, cuts, skip)
 
 
-@pytest.mark.parametrize("make", [byte_level, byte_fallback, metaspace, word_piece])
+KINDS = [byte_level, byte_fallback, byte_fallback_without_strip, byte_fallback_without_table, metaspace, word_piece]
+
+
+@pytest.mark.parametrize("make", KINDS)
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), cuts=st.lists(st.integers(0, 100), max_size=8), skip=st.booleans())
 def test_streamed_text_is_the_decode_of_every_kind_of_tokenizer(
@@ -162,6 +181,13 @@ def test_every_single_token_is_escaped_as_it_decodes(embedded: Vocabulary) -> No
     assert len(whole) > 48_000, "nearly all of the vocabulary takes the fast path"
     for number, text in zip(whole, texts, strict=True):
         assert json.loads(b'"' + (embedded.table.escaped[number] or b"") + b'"') == text
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_the_common_kinds_have_a_table(make: Callable[[], Tokenizer], tmp_path: Path) -> None:
+    has_table = make in (byte_level, byte_fallback, byte_fallback_without_strip)
+
+    assert (saved(make(), tmp_path).table is not None) == has_table
 
 
 _vocabularies: dict[str, Vocabulary] = {}
