@@ -1,6 +1,7 @@
 """What every worker of a fleet has in common, built once in the zygote and shared by fork: nothing here may start a
 thread, a loop or a ZMQ context."""
 
+import ctypes
 from dataclasses import dataclass
 
 from apiserver.chat_template import ChatTemplate, build_chat_template
@@ -18,8 +19,17 @@ class Preloaded:
 
 def preload(model: ModelFolder) -> Preloaded:
     """Raises ModelFolderError with one line for the operator."""
-    return Preloaded(
+    preloaded = Preloaded(
         tokenizer=load_tokenizer(model),
         token_table=build_token_table(model),
         chat_template=build_chat_template(model),
     )
+    _give_back_free_memory()
+    return preloaded
+
+
+def _give_back_free_memory() -> None:
+    """Parsing vocabularies leaves a third of the heap free (32 of 107 MB for 49k tokens): every worker would carry it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
+    if trim is not None:
+        trim(0)
