@@ -11,13 +11,14 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ipc.fleet_page import Cell
+from ipc.fleet_page import Cell, State
 from ops import exit_codes
 
 logger = logging.getLogger(__name__)
 
 STEADY_AFTER_S = 10.0  # a process that lived this long did not crash at start
 FIRST_BACKOFF_S = 0.5
+MAX_FAILED_STARTS = 5  # in a row: then it will not come back by itself
 KILL_AFTER_ABORT_S = 2.0  # time for the traceback that SIGABRT writes
 
 
@@ -44,22 +45,28 @@ class Child:
     ) -> None:
         self.title, self.cell = title, cell
         self.pid: int | None = None
-        self.has_cannot_boot = False  # it said so: exit code 3
+        self.has_given_up = False  # it said that it cannot boot, exit code 3, or it died at every start
         self._spawn, self._max_backoff_s = spawn, max_backoff_s
         self._is_stopping = False
         self._num_early_deaths = 0
+        self._num_failed_starts = 0
         self._killed_on_purpose = False
 
     async def keep(self) -> None:
-        """Until stopped, or until the process says that it cannot boot."""
+        """Until stopped, or until it has given up."""
         generation = 0
         while not self._is_stopping:
             generation += 1
             started_s = time.monotonic()
-            await self._run_once(generation)
-            if self._is_stopping or self.has_cannot_boot:
+            exit = await self._run_once(generation)
+            if self._is_stopping:
                 return
-            await asyncio.sleep(self._backoff_s(time.monotonic() - started_s))
+            lived_s = time.monotonic() - started_s
+            self._num_failed_starts = 0 if self._has_started(lived_s) else self._num_failed_starts + 1
+            if exit.code == exit_codes.CANNOT_BOOT or self._num_failed_starts == MAX_FAILED_STARTS:
+                self.has_given_up = True
+                return
+            await asyncio.sleep(self._backoff_s(lived_s))
 
     def send(self, number: int) -> None:
         """A signal, if there is a process."""
@@ -83,7 +90,7 @@ class Child:
         if self.pid == pid:
             self.send(signal.SIGKILL)
 
-    async def _run_once(self, generation: int) -> None:
+    async def _run_once(self, generation: int) -> Exit:
         self._killed_on_purpose = False
         if self.cell is not None:
             self.cell.begin_generation(generation)
@@ -96,13 +103,16 @@ class Child:
         self.pid = None
         if self.cell is not None:
             self.cell.mark_dead()
-        self.has_cannot_boot = exit.code == exit_codes.CANNOT_BOOT
-        if not self._is_stopping and not self.has_cannot_boot:
+        if not self._is_stopping and exit.code != exit_codes.CANNOT_BOOT:
             logger.error("process died", extra={"child": self.title, "generation": generation, **exit.fields})
+        return exit
+
+    def _has_started(self, lived_s: float) -> bool:
+        return lived_s >= STEADY_AFTER_S if self.cell is None else self.cell.state > State.STARTING
 
     def _backoff_s(self, lived_s: float) -> float:
-        """The first death is answered at once; deaths right after the start ever later."""
-        if lived_s >= STEADY_AFTER_S:
+        """The first death is answered at once; deaths at or right after the start ever later."""
+        if lived_s >= STEADY_AFTER_S and self._num_failed_starts == 0:
             self._num_early_deaths = 0
             return 0.0
         self._num_early_deaths += 1

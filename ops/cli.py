@@ -14,7 +14,6 @@ from config.model_folder import ModelFolder, ModelFolderError, read_model_folder
 from engine_core.model_source import ModelSource, find_model
 from ops import exit_codes, logs, roles
 from ops.listeners import CannotListen
-from ops.plan import PreparePlan
 
 PACKAGES = ("apiserver", "engine_core", "ipc", "config", "ops")
 
@@ -125,23 +124,11 @@ def _serve(arguments: object) -> int:
         _checked_model(configuration, source)  # before anything is bound or converted
     resources = Resources(settings, _num_workers(configuration))
     try:
-        if not source.is_ready and _prepare(configuration) != exit_codes.OK:
-            return exit_codes.FAILED
-        model = _checked_model(configuration, source)
         _become_supervisor()
-        return asyncio.run(_supervise(Supervisor, configuration, model, resources))
+        supervisor = Supervisor(settings, resources, os.getpid())
+        return asyncio.run(supervisor.run(source, lambda: _checked_model(configuration, source)))
     finally:
         resources.remove()
-
-
-async def _supervise(supervisor: type, configuration: Configuration, model: ModelFolder, resources: object) -> int:
-    code: int = await supervisor(configuration.settings, model, resources, os.getpid()).run()
-    return code
-
-
-def _prepare(configuration: Configuration) -> int:
-    """Convert the model in a process of its own; it has said why when it failed."""
-    return roles.start("prepare", PreparePlan(supervisor_pid=os.getpid(), settings=configuration.settings)).wait()
 
 
 def _become_supervisor() -> None:

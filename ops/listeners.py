@@ -56,11 +56,11 @@ def _tcp_socket(family: socket.AddressFamily, address: str, port: int, *, flag: 
 
 def _unix_socket(path: Path) -> socket.socket:
     """Replaces the socket a killed fleet left behind, never one that somebody serves on, never another kind of file."""
+    if path.is_socket():
+        _refuse_if_served(path)
+        path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if path.is_socket():
-            _refuse_if_served(path)
-            path.unlink()
         listener.bind(str(path))
         listener.listen(BACKLOG)
     except OSError as error:
@@ -76,6 +76,8 @@ def _refuse_if_served(path: Path) -> None:
             probe.connect(str(path))
         except ConnectionRefusedError:
             return
+        except OSError as error:
+            raise CannotListen(f"cannot listen on --uds {path}: {_reason(error)}") from None
     raise CannotListen(f"cannot listen on --uds {path}: another server is serving there")
 
 

@@ -2,6 +2,7 @@
 leave the machine's memory with it."""
 
 import logging
+import signal
 import sys
 
 from rich.console import Console
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 def run(plan: PreparePlan) -> None:
     """Raises SystemExit(3) after one log line when the model cannot be converted."""
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(exit_codes.FAILED))  # removes its half-made folder
     source = find_model(plan.settings.model)
     logger.info("converting model", extra={"source": str(source.gguf), "folder": str(source.path)})
     columns = (TextColumn("converting weights"), BarColumn(), DownloadColumn(), TimeRemainingColumn())

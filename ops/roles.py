@@ -19,13 +19,18 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(role: str, plan: Plan, fds: Iterable[int] = ()) -> "subprocess.Popen[bytes]":
-    """Start `role` in a process of its own; `fds` are inherited under their own numbers."""
+    """Start `role` in a process of its own; `fds` are inherited under their own numbers.
+
+    It runs where the supervisor does, so that relative paths mean the same, but finds our packages only in ROOT: -P
+    keeps the current folder out of the search.
+    """
+    search_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     plan_fd = store_plan(plan)
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "ops", "role", role, "--plan-fd", str(plan_fd)],
+            [sys.executable, "-P", "-m", "ops", "role", role, "--plan-fd", str(plan_fd)],
             pass_fds=(plan_fd, *fds),
-            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": search_path},
             stdin=subprocess.DEVNULL,
         )
     finally:

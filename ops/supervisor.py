@@ -1,5 +1,6 @@
 """The master loop: starts the fleet, keeps every process alive, watches heartbeats, drains on SIGTERM.
 
+    prepare  a GGUF that is not converted yet becomes a folder, in a child; probes are answered meanwhile
     start    engines, broker and zygote at once, workers when the zygote has loaded; then the ready line
     run      a dead process is replaced with the next generation; a silent one is aborted first
     drain    readiness false at once; for `pre_stop_s` new requests are still taken; then workers finish what runs, until
@@ -10,6 +11,7 @@ It imports neither torch nor numpy and does no request's work.
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -20,13 +22,14 @@ import msgspec
 
 from config.model_folder import ModelFolder
 from config.settings import Settings
+from engine_core.model_source import ModelSource
 from ipc.exposition import Exposition
 from ipc.fleet_page import Cell, State
 from ipc.metrics_page import Instrument, MetricsWriter
 from ops import exit_codes, ready_line, roles
-from ops.children import Child
+from ops.children import Child, wait_for_exit
 from ops.ops_port import OpsPort, OpsServer
-from ops.plan import BrokerPlan, EnginePlan, ZygotePlan
+from ops.plan import BrokerPlan, EnginePlan, PreparePlan, ZygotePlan
 from ops.process_control import adopt_orphans
 from ops.resources import Resources, fds_of
 from ops.zygote_messages import MAX_MESSAGE_BYTES, Forked
@@ -43,8 +46,9 @@ INSTRUMENTS = (
 
 
 class Supervisor:
-    def __init__(self, settings: Settings, model: ModelFolder, resources: Resources, supervisor_pid: int) -> None:
-        self._settings, self._model, self._resources, self._pid = settings, model, resources, supervisor_pid
+    def __init__(self, settings: Settings, resources: Resources, supervisor_pid: int) -> None:
+        self._settings, self._resources, self._pid = settings, resources, supervisor_pid
+        self._model: ModelFolder  # known once it is prepared, before the first process that needs it
         page, backoff_s = resources.page, settings.ops.restart_backoff_max_s
         self._command, zygote_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._zygote_end = zygote_end
@@ -69,8 +73,8 @@ class Supervisor:
     def _children(self) -> list[Child]:
         return [self._broker, *self._engines, self._zygote, *self._workers]
 
-    async def run(self) -> int:
-        """From the first process to the last; returns the exit code."""
+    async def run(self, source: ModelSource, read_model: Callable[[], ModelFolder]) -> int:
+        """From the first process to the last; returns the exit code. Raises what `read_model` does."""
         adopt_orphans()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,32 +82,53 @@ class Supervisor:
         loop.add_reader(self._command.fileno(), self._on_zygote_message)
         server = OpsServer(self._port)
         serving = asyncio.create_task(server.serve(sockets=[self._resources.ops_listener]))
-        keepers = {child.title: asyncio.create_task(child.keep()) for child in self._children}
-        watch = asyncio.create_task(self._watch())
         try:
-            code = await self._serve(list(keepers.values()))
+            if source.is_ready or await self._has_prepared():
+                self._model = read_model()
+                code = await self._run_fleet()
+            else:
+                code = exit_codes.OK if self._should_stop.is_set() else exit_codes.FAILED
         finally:
-            watch.cancel()
-            await self._stop_all(list(keepers.values()))
             server.should_exit = True
             await serving
         logger.info("fleet stopped", extra={"code": code})
         return code
 
+    async def _has_prepared(self) -> bool:
+        """Convert the model in a process of its own. False when it failed, which it has explained, or was told to stop."""
+        pid = self._started(roles.start("prepare", PreparePlan(supervisor_pid=self._pid, settings=self._settings)))
+        ending = asyncio.create_task(wait_for_exit(pid))
+        stopping = asyncio.create_task(self._should_stop.wait())
+        await asyncio.wait([ending, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
+            os.kill(pid, signal.SIGTERM)
+        stopping.cancel()
+        exit = await ending
+        return exit.code == exit_codes.OK and not self._should_stop.is_set()
+
+    async def _run_fleet(self) -> int:
+        keepers = [asyncio.create_task(child.keep()) for child in self._children]
+        watch = asyncio.create_task(self._watch())
+        try:
+            return await self._serve(keepers)
+        finally:
+            watch.cancel()
+            await self._stop_all(keepers)
+
     async def _serve(self, keepers: list["asyncio.Task[None]"]) -> int:
-        """Until told to stop, or until a process says that it cannot boot."""
+        """Until told to stop, or until a process has given up."""
         stopping = asyncio.create_task(self._should_stop.wait())
         ready = asyncio.create_task(self._await_ready())
         done, _ = await asyncio.wait([stopping, *keepers], return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
         if stopping in done:
             await self._drain()
-            return exit_codes.OK
+            return exit_codes.OK if self._num_signals == 1 else exit_codes.INTERRUPTED
         stopping.cancel()
         for task in done:
             task.result()  # raises what ended a keeper
-        failed = next(child for child in self._children if child.has_cannot_boot)
-        logger.error("fleet stops: a process cannot boot", extra={"child": failed.title})
+        failed = next(child for child in self._children if child.has_given_up)
+        logger.error("fleet stops: a process cannot start", extra={"child": failed.title})
         return exit_codes.FAILED
 
     async def _await_ready(self) -> None:

@@ -8,7 +8,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from loadtests.peers.server import free_port
@@ -41,14 +42,27 @@ class Fleet:
         return self.log_path.read_text(errors="replace")
 
     def __enter__(self) -> "Fleet":
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, env=environment())
+        self._start()
         try:
             self.wait_until(self.is_ready, START_TIMEOUT_S)
         except BaseException:
             self.kill()
             raise
         return self
+
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """For tests of the start itself: does not wait for readiness, kills what is left at the end."""
+        self._start()
+        try:
+            yield
+        finally:
+            if self.process.poll() is None:
+                self.kill()
+
+    def _start(self) -> None:
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, env=environment())
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:

@@ -1,0 +1,126 @@
+"""What an operator relies on while a fleet starts, hangs and stops."""
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+import pytest
+
+from tests.integration.fleet import Fleet
+
+SIM = ("--engine", "sim", "--workers", "1")
+
+
+class Stream(threading.Thread):
+    """One streamed completion of `num_tokens`; `body` is all that came."""
+
+    def __init__(self, fleet: Fleet, num_tokens: int) -> None:
+        super().__init__()
+        self.body = b""
+        self.has_begun = False
+        request = {"prompt": "hi", "max_tokens": num_tokens, "ignore_eos": True, "stream": True}
+        self._request = urllib.request.Request(
+            fleet.base_url + "/v1/completions", json.dumps(request).encode(), {"content-type": "application/json"}
+        )
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with urllib.request.urlopen(self._request, timeout=30) as response:
+                while piece := response.read1():
+                    self.body += piece
+                    self.has_begun = True
+        except (OSError, HTTPException):
+            pass  # cut: the body tells
+
+
+def test_a_relative_model_path_is_found_from_any_folder(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").symlink_to(model_folder)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+
+    with Fleet(tmp_path / "log", "./mine", *SIM) as fleet:
+        assert fleet.probe("/readyz") == 200
+
+
+def test_a_stopped_fleet_finishes_its_streams_and_still_serves_in_the_pre_stop_window(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    with Fleet(tmp_path / "log", str(model_folder), *SIM, "--pre-stop-s", "1") as fleet:
+        running = Stream(fleet, num_tokens=100)
+        fleet.wait_until(lambda: running.has_begun, 10)
+
+        fleet.process.send_signal(signal.SIGTERM)
+        fleet.wait_until(lambda: fleet.probe("/readyz") == 503, 0.5)
+        late = Stream(fleet, num_tokens=3)
+        code = fleet.process.wait(20)
+
+        assert fleet.probe("/livez") == 0 and code == 0
+        for stream in (running, late):
+            stream.join()
+            assert stream.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_second_signal_ends_the_fleet_at_once_and_says_so(model_folder: Path, tmp_path: Path) -> None:
+    with Fleet(tmp_path / "log", str(model_folder), *SIM) as fleet:
+        running = Stream(fleet, num_tokens=1500)
+        fleet.wait_until(lambda: running.has_begun, 10)
+
+        fleet.process.send_signal(signal.SIGTERM)
+        fleet.wait_until(lambda: fleet.probe("/readyz") == 503, 2)
+        fleet.process.send_signal(signal.SIGTERM)
+        started_s = time.monotonic()
+        code = fleet.process.wait(10)
+
+        assert code == 130 and time.monotonic() - started_s < 5
+        running.join()
+        assert b"[DONE]" not in running.body
+
+
+def test_a_frozen_worker_is_replaced(model_folder: Path, tmp_path: Path) -> None:
+    with Fleet(tmp_path / "log", str(model_folder), *SIM, "--heartbeat-timeout-s", "1") as fleet:
+        [frozen] = fleet.pids("worker")
+
+        os.kill(frozen, signal.SIGSTOP)
+
+        fleet.wait_until(lambda: fleet.pids("worker") not in ([], [frozen]), 10)
+        fleet.wait_until(fleet.is_ready, 10)
+        assert "process is stuck" in fleet.log
+
+
+def test_probes_and_signals_are_answered_while_the_model_is_converted(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    fleet = Fleet(tmp_path / "log", "--cache-dir", str(cache), *SIM)
+    with fleet.started():
+        fleet.wait_until(lambda: "converting model" in fleet.log, 20)
+        assert fleet.probe("/livez") == 200 and fleet.probe("/startupz") == 503
+
+        fleet.process.send_signal(signal.SIGTERM)
+
+        assert fleet.process.wait(10) == 0
+        assert not list(cache.glob(".*")), "half a folder was left"
+
+
+def test_an_engine_that_dies_at_every_start_stops_the_fleet(model_folder: Path, tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path / "log", str(model_folder), *SIM, "--restart-backoff-max-s", "0.1")
+    with fleet.started():
+        killed: set[int] = set()
+
+        def kill_starting_engine() -> bool:
+            for pid in fleet.pids("engine"):
+                if pid not in killed:
+                    killed.add(pid)
+                    os.kill(pid, signal.SIGKILL)
+            return fleet.process.poll() is not None
+
+        fleet.wait_until(kill_starting_engine, 30)
+
+        assert fleet.process.returncode == 1
+        assert len(killed) == 5 and 'a process cannot start child="engine 0"' in fleet.log

@@ -1,0 +1,112 @@
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from ipc.fleet_page import Cell, FleetPage, State
+from ops.children import MAX_FAILED_STARTS, Child, Exit, wait_for_exit
+
+
+@pytest.fixture
+def cell() -> Cell:
+    return FleetPage(FleetPage.create_segment(1, 1).view).engines[0]
+
+
+def spawner(code: str, cell: Cell | None = None, pids: list[int] | None = None) -> Callable[[int], Awaitable[int]]:
+    """Processes that run `code`; with a cell, ones that were READY."""
+
+    async def spawn(_generation: int) -> int:
+        process = subprocess.Popen([sys.executable, "-S", "-c", code])
+        process.returncode = 0  # reaped by ops.children
+        if cell is not None:
+            cell.state = State.READY
+        if pids is not None:
+            pids.append(process.pid)
+        return process.pid
+
+    return spawn
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("raise SystemExit(7)", Exit(7, None)),
+        ("import os; os.kill(os.getpid(), 9)", Exit(None, signal.SIGKILL)),
+    ],
+)
+def test_an_exit_says_how(code: str, expected: Exit) -> None:
+    async def reap() -> Exit:
+        return await wait_for_exit(await spawner(code)(1))
+
+    assert asyncio.run(reap()) == expected
+
+
+def test_exit_code_3_is_not_retried(cell: Cell) -> None:
+    pids: list[int] = []
+    child = Child("engine 0", cell, spawner("raise SystemExit(3)", pids=pids), max_backoff_s=0.01)
+
+    asyncio.run(asyncio.wait_for(child.keep(), 20))
+
+    assert child.has_given_up and len(pids) == 1 and not cell.is_alive
+
+
+def test_a_process_that_never_becomes_ready_is_given_up(cell: Cell) -> None:
+    pids: list[int] = []
+    child = Child("engine 0", cell, spawner("raise SystemExit(1)", pids=pids), max_backoff_s=0.01)
+
+    asyncio.run(asyncio.wait_for(child.keep(), 20))
+
+    assert child.has_given_up and len(pids) == MAX_FAILED_STARTS == cell.generation
+
+
+def test_a_process_that_was_ready_is_replaced_for_ever_until_stopped(cell: Cell) -> None:
+    pids: list[int] = []
+    child = Child("engine 0", cell, spawner("raise SystemExit(1)", cell, pids), max_backoff_s=0.001)
+
+    async def keep_a_while() -> None:
+        keeper = asyncio.create_task(child.keep())
+        while len(pids) < MAX_FAILED_STARTS + 2:
+            await asyncio.sleep(0.01)
+        child.stop()
+        await keeper
+
+    asyncio.run(asyncio.wait_for(keep_a_while(), 30))
+
+    assert not child.has_given_up and child.pid is None
+    assert cell.generation == len(pids) and cell.restarts == len(pids) - 1
+
+
+def test_a_stuck_process_is_killed_when_it_survives_sigabrt(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ops.children.KILL_AFTER_ABORT_S", 0.05)
+    pids: list[int] = []
+    child = Child("worker 0", cell, spawner("import signal; signal.pause()", cell, pids), max_backoff_s=0.01)
+    before = signal.signal(signal.SIGABRT, signal.SIG_IGN)  # which an exec'ed process inherits
+
+    async def abort_once() -> None:
+        keeper = asyncio.create_task(child.keep())
+        while not pids or child.pid is None:
+            await asyncio.sleep(0.01)
+        await child.abort("no heartbeat")
+        while len(pids) < 2:
+            await asyncio.sleep(0.01)
+        child.stop(signal.SIGKILL)
+        await keeper
+
+    try:
+        asyncio.run(asyncio.wait_for(abort_once(), 20))
+    finally:
+        signal.signal(signal.SIGABRT, before)
+
+    assert cell.generation == 2
+
+
+def test_early_deaths_are_answered_at_once_then_ever_later(cell: Cell) -> None:
+    child = Child("worker 0", cell, spawner(""), max_backoff_s=3.0)
+    cell.begin_generation(1)
+
+    assert [child._backoff_s(1.0) for _ in range(6)] == [0.0, 0.5, 1.0, 2.0, 3.0, 3.0]
+    assert child._backoff_s(60.0) == 0.0
+    assert child._backoff_s(1.0) == 0.0
