@@ -28,6 +28,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests loadtests
 	$(BIN)/lint-imports
 
 # The peers' binaries, about 4 GB under .peers/; then every front end side by side.

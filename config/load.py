@@ -19,6 +19,7 @@ from config.settings import Settings
 
 CONFIG_ENV_NAME = ENV_PREFIX + "CONFIG"
 DEFAULT_ORIGIN = "default"
+SECRET_FIELDS = frozenset({"api_key"})
 
 _GROUPS = tuple(dict.fromkeys(field.group for field in FIELDS))
 # A Kubernetes Service called tokenfleet, or tokenfleet-something, puts these into every pod of its namespace.
@@ -64,7 +65,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None
         try:
             values[given.field.group][given.field.name] = _convert(given)
         except ValueError as error:
-            faults.append(f"{given.origin} is {_shown(given.raw)}: {error}")
+            faults.append(f"{given.origin} is {_shown(given)}: {error}")
         origins[given.field.name] = given.origin
     if faults:
         raise ConfigError(faults)
@@ -162,5 +163,9 @@ def _convert(given: _Given) -> Any:
     return value
 
 
-def _shown(raw: Any) -> str:
+def _shown(given: _Given) -> str:
+    """As it was written, but never a key: error lines end up in logs."""
+    raw = given.raw
+    if given.field.name in SECRET_FIELDS:
+        return "(hidden)"
     return ", ".join(raw) if isinstance(raw, list) and all(isinstance(part, str) for part in raw) else f"{raw!r}"

@@ -38,9 +38,9 @@ class ModelFolder(Struct, frozen=True):
     bos_token_id: int | None
     served_names: tuple[str, ...]
     chat_template: str | None
-    special_tokens: dict[str, str]  # bos_token, eos_token, … as tokenizer_config.json names them; templates use them
     sampling_defaults: SamplingDefaults
     hf_config: dict[str, Any]  # Any: config.json as it is; only engine_core.models reads more of it
+    special_tokens: dict[str, str] = {}  # bos_token, eos_token, … as tokenizer_config.json names them, for templates
 
     @property
     def name(self) -> str:

@@ -31,9 +31,13 @@ LOADED_PERMILLE = 900  # of a start; the rest is warming up
 
 
 def build_runner(
-    settings: Settings, model: ModelFolder, state: BatchState, progress: Callable[[int], None]
+    settings: Settings,
+    model: ModelFolder,
+    state: BatchState,
+    progress: Callable[[int], None],
+    beat: Callable[[], None],
 ) -> "ModelRunner":
-    """Load the model and allocate its K/V memory. `progress` gets permille. Raises CannotBoot."""
+    """Load the model and allocate its K/V memory. `progress` gets permille, `beat` a call per layer. Raises CannotBoot."""
     device = _device(settings.engine.device)
     if device.type == "cpu":
         torch.set_num_threads(settings.engine.engine_threads or _threads_per_engine(settings.engine.engines))
@@ -49,7 +53,9 @@ def build_runner(
         else Checkpoint(Path(model.path), dtype, device, loaded)
     )
     attention: AttentionBackend = cpu_attention if device.type == "cpu" else reference_attention
-    decoder = Decoder(config, weights, attention, max_model_len=model.max_model_len, dtype=dtype, device=device)
+    decoder = Decoder(
+        config, weights, attention, max_model_len=model.max_model_len, dtype=dtype, device=device, beat=beat
+    )
     kv_cache = allocate_kv_cache(config, settings.engine, max_model_len=model.max_model_len, dtype=dtype, device=device)
     logger.info(
         "model loaded",

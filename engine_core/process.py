@@ -42,7 +42,7 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     cell.beat()
     state = _build_state(settings, model)
     try:
-        runner = _build_runner(settings, model, state, _progress_into(cell, stop))
+        runner = _build_runner(settings, model, state, _progress_into(cell, stop), cell.beat)
         check_pool(settings, model, runner)
         runner.warm_up()
     except (CannotBoot, ModelFolderError) as error:
@@ -97,12 +97,18 @@ def _build_state(settings: Settings, model: ModelFolder) -> BatchState:
     )
 
 
-def _build_runner(settings: Settings, model: ModelFolder, state: BatchState, progress: Callable[[int], None]) -> Runner:
+def _build_runner(
+    settings: Settings,
+    model: ModelFolder,
+    state: BatchState,
+    progress: Callable[[int], None],
+    beat: Callable[[], None],
+) -> Runner:
     if settings.engine.engine == "sim":
         return build_sim_runner(settings.engine, model, state)
     from engine_core.model_runner import build_runner  # torch: the sim engine starts without its second and 200 MB
 
-    return build_runner(settings, model, state, progress)
+    return build_runner(settings, model, state, progress, beat)
 
 
 def check_pool(settings: Settings, model: ModelFolder, runner: Runner) -> None:

@@ -135,7 +135,11 @@ class Scheduler:
             return  # its own finish is on the way
         num_tokens = len(sequence.token_ids) if sequence.row == NO_ROW else int(self.state.num_tokens[sequence.row])
         finish = self._finish_record(
-            sequence, FinishCode.ABORT, num_tokens - sequence.num_prompt_tokens, NO_STOP_TOKEN, now_ns or time.monotonic_ns()
+            sequence,
+            FinishCode.ABORT,
+            num_tokens - sequence.num_prompt_tokens,
+            NO_STOP_TOKEN,
+            now_ns or time.monotonic_ns(),
         )
         self._endings.append(Ending(sequence.slot, finish))
         self._end(sequence)
@@ -182,10 +186,8 @@ class Scheduler:
         rows = self._grow_decodes()
         budget = self._max_batched_tokens - len(rows)
         may_admit = self.counts.num_preemptions == num_preemptions
-        if self._prefilling or (self._waiting and may_admit):
-            chunks = self._plan_prefills(budget, may_admit, now_ns)
-        else:
-            chunks = []
+        has_prefills = self._prefilling or (self._waiting and may_admit)
+        chunks = self._plan_prefills(budget, may_admit, now_ns) if has_prefills else []
         if not len(rows) and not chunks:
             return None
         return self._plan(rows, chunks)

@@ -6,10 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from config.fields import FIELDS
-from config.load import Configuration
+from config.load import SECRET_FIELDS, Configuration
 from engine_core.model_source import ModelSource
-
-SECRET = frozenset({"api_key"})
 
 
 def rows(configuration: Configuration) -> list[tuple[str, str, str, str]]:
@@ -18,7 +16,7 @@ def rows(configuration: Configuration) -> list[tuple[str, str, str, str]]:
     found = []
     for field in FIELDS:
         value = getattr(getattr(settings, field.group), field.name)
-        shown = f"({len(value)} hidden)" if field.name in SECRET else _shown(value)
+        shown = f"({len(value)} hidden)" if field.name in SECRET_FIELDS else _shown(value)
         found.append((field.group, field.name, shown, configuration.origins[field.name]))
     return found
 

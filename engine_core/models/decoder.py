@@ -4,6 +4,7 @@ A variant says what differs in a DecoderConfig; everything else is one straight 
 dimension, no padding, sequences told apart by the attention metadata alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +84,11 @@ class Decoder:
         max_model_len: int,
         dtype: torch.dtype,
         device: torch.device,
+        beat: Callable[[], None],
     ) -> None:
+        """`beat` is called per layer: a long pass on a CPU is slow, not stuck."""
         self.config = config
+        self._beat = beat
         self._embedding = weights.take("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
         self._rotary = Rotary(config.head_dim, max_model_len, config.hf_config, dtype, device)
         self._layers = [
@@ -103,6 +107,7 @@ class Decoder:
         cos, sin = self._rotary.rows(positions)
         for layer, pool in zip(self._layers, pools, strict=True):
             layer(hidden, cos, sin, pool, metadata)
+            self._beat()
         return self._norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:

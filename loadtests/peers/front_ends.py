@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config.settings import ModelSettings
-from engine_core.model_source import resolve_model
+from engine_core.model_source import find_model
 from loadtests import bench_client, report
 from loadtests.bench_client import Load
 from loadtests.peers import tokenfleet, vllm_front_ends
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    model = str(resolve_model(ModelSettings()).path)
+    model = str(find_model(ModelSettings()).path)
     token_ids = Path("/tmp/tokenfleet-token-ids.json")
     token_ids.write_text(json.dumps(printable_token_ids(model)))
     rows = []

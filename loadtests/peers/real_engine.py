@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config.settings import ModelSettings
-from engine_core.model_source import resolve_model
+from engine_core.model_source import find_model
 from loadtests import bench_client, report
 from loadtests.bench_client import Load
 from loadtests.peers import tokenfleet, vllm_python
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("loadtests/results/real_engine.md"))
     arguments = parser.parse_args()
-    model = str(resolve_model(ModelSettings()).path)
+    model = str(find_model(ModelSettings()).path)
     log = Path("/tmp/tokenfleet-peer.log")
     starters: dict[str, Callable[[], Server]] = {
         "tokenfleet": lambda: tokenfleet.start(log, model=model),

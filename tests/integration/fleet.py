@@ -84,7 +84,7 @@ class Fleet:
 
     def pids(self, role: str) -> list[int]:
         """By title: "worker", "worker 1", "engine", "broker", "zygote"."""
-        found = [(title(pid), pid) for pid in descendants(self.process.pid)]
+        found = [(_title(pid), pid) for pid in descendants(self.process.pid)]
         return [pid for name, pid in sorted(found) if name.startswith(f"tokenfleet: {role}")]
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> float:
@@ -106,7 +106,7 @@ class Fleet:
             raise AssertionError(f"still there {STOP_TIMEOUT_S} s after SIGTERM:\n{self.log[-3000:]}") from None
         assert code == 0, f"exit code {code}:\n{self.log[-3000:]}"
         left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-        assert not left, f"processes left behind: {[title(pid) for pid in left]}"
+        assert not left, f"processes left behind: {[_title(pid) for pid in left]}"
 
     def kill(self) -> None:
         for pid in descendants(self.process.pid):
@@ -115,6 +115,14 @@ class Fleet:
             except ProcessLookupError:
                 pass
         self.process.wait()
+
+
+def _title(pid: int) -> str:
+    """Empty for a process that is gone meanwhile."""
+    try:
+        return title(pid)
+    except OSError:
+        return ""
 
 
 def run_to_end(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:

@@ -35,7 +35,7 @@ class InProcessEngine:
             eos_token_ids=model.eos_token_ids,
             seed=engine.seed,
         )
-        self.runner = build_runner(settings, model, self.state, lambda permille: None)
+        self.runner = build_runner(settings, model, self.state, lambda permille: None, lambda: None)
         self.scheduler = Scheduler(self.state, self.runner.num_blocks, engine.max_num_batched_tokens)
         self._num_requests = 0
 

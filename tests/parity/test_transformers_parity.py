@@ -8,6 +8,7 @@ Alone, every third prompt is compared unless PARITY_ALL=1 asks for all (some min
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ QUESTIONS = (
 @pytest.fixture(scope="module")
 def prompts(model_folder: Path) -> list[list[int]]:
     """Texts of exact lengths cut out of running prose, and chats."""
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model_folder)  # Any: transformers' types promise less than it does
     prose = tokenizer(
         "\n".join(path.read_text() for path in sorted(Path("tests/parity/texts").glob("*.txt")))
     ).input_ids
@@ -65,7 +66,7 @@ def prompts(model_folder: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def expected(model_folder: Path, prompts: list[list[int]]) -> list[list[int]]:
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     model.generation_config.eos_token_id = None
     outputs: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))

@@ -1,0 +1,42 @@
+"""Rules between settings: each broken one is a line, all of them at once."""
+
+import pytest
+
+from config.checks import faults_of, faults_with_model
+from config.load import load
+from config.model_folder import ModelFolder, SamplingDefaults
+
+
+def test_defaults_break_no_rule() -> None:
+    assert faults_of(load({}, {})) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ({"ring_bytes": "100000"}, "--ring-bytes"),
+        ({"ring_bytes": "65536", "max_num_seqs": "4096"}, "too small"),
+        ({"uds": "/tmp/s", "port": "80"}, "--uds"),
+        ({"uds": "/" + "x" * 200}, "--uds"),
+        ({"port": "8001"}, "--ops-port"),
+        ({"block_size": "64", "max_model_len": "32"}, "--block-size"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_broken_rule_is_named(flags: dict[str, str], hint: str) -> None:
+    assert any(hint in line for line in faults_of(load(flags, {})))
+
+
+def test_all_faults_come_at_once() -> None:
+    assert len(faults_of(load({"ring_bytes": "100000", "port": "8001"}, {}))) == 2
+
+
+def test_a_model_without_an_end_is_refused() -> None:
+    model = ModelFolder(
+        path="/m", architecture="LlamaForCausalLM", vocab_size=10, max_model_len=8, eos_token_ids=(), bos_token_id=None,
+        served_names=("m",), chat_template=None, sampling_defaults=SamplingDefaults(), hf_config={},
+    )  # fmt: skip
+
+    lines = faults_with_model(load({}, {}).settings, model)
+
+    assert len(lines) == 2  # no eos, and blocks of 16 tokens for a context of 8
