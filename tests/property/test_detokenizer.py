@@ -26,14 +26,17 @@ class Vocabulary:
         self.size = tokenizer.get_vocab_size()
         escaped = table.escaped if table is not None else [None] * self.size
         self.hard = [number for number in range(self.size) if escaped[number] is None]
+        self.special = [number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special]
         self.text_ids = tokenizer.encode(TEXT, add_special_tokens=False).ids
 
     def ids(self) -> st.SearchStrategy[list[int]]:
-        any_id, hard_id = st.integers(0, self.size - 1), st.sampled_from(self.hard)
+        one = st.one_of(st.integers(0, self.size - 1), st.sampled_from(self.hard), st.sampled_from(self.special)).map(
+            lambda number: [number]
+        )
         piece = st.integers(0, len(self.text_ids)).flatmap(
             lambda start: st.integers(start, len(self.text_ids)).map(lambda end: self.text_ids[start:end])
         )
-        return st.lists(st.one_of(any_id.map(lambda n: [n]), hard_id.map(lambda n: [n]), piece), max_size=12).map(
+        return st.lists(st.one_of(one, piece), max_size=12).map(
             lambda parts: [number for part in parts for number in part]
         )
 

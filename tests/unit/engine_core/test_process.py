@@ -36,7 +36,9 @@ from config.settings import EngineSettings, Settings
 from engine_core import process
 from ipc.handles import EngineHandles
 
-logging.basicConfig(level="INFO", format="%(levelname)s %(message)s %(reason)s", defaults={"reason": ""})
+handler = logging.StreamHandler()
+handler.setFormatter(logging.Formatter("%(levelname)s %(message)s %(reason)s", defaults={"reason": ""}))
+logging.basicConfig(level="INFO", handlers=[handler])
 settings = Settings(engine=EngineSettings(**json.loads(sys.argv[1])))
 model = msgspec.json.decode(sys.argv[2], type=ModelFolder)
 process.run(settings, model, msgspec.json.decode(sys.argv[3], type=EngineHandles))
