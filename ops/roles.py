@@ -32,6 +32,7 @@ def start(role: str, plan: Plan, fds: Iterable[int] = ()) -> "subprocess.Popen[b
             pass_fds=(plan_fd, *fds),
             env={**os.environ, "PYTHONPATH": search_path},
             stdin=subprocess.DEVNULL,
+            process_group=0,  # a signal to the whole group is the supervisor's to pass on, in its own order
         )
     finally:
         os.close(plan_fd)

@@ -36,7 +36,8 @@ def rows(count: int) -> Rows:
 
 
 def sampled(state: BatchState, logits: torch.Tensor) -> list[int]:
-    return Sampler(state).sample(logits.clone(), rows(len(logits))).token_ids.tolist()
+    token_ids: list[int] = Sampler(state).sample(logits.clone(), rows(len(logits))).token_ids.tolist()
+    return token_ids
 
 
 def greedy(**fields: object) -> SamplingParams:
