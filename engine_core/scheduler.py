@@ -430,6 +430,8 @@ class Scheduler:
     def _finish_record(
         self, sequence: Sequence, code: FinishCode, num_output_tokens: int, stop_token_id: int, now_ns: int
     ) -> Finish:
+        first_scheduled_ns = sequence.first_scheduled_ns or now_ns  # a stopped one may never have come so far
+        first_token_ns = sequence.first_token_ns or now_ns
         return Finish(
             stream=sequence.number,
             code=code,
@@ -438,9 +440,9 @@ class Scheduler:
             num_output_tokens=num_output_tokens,
             stop_token_id=stop_token_id,
             num_preemptions=sequence.num_preemptions,
-            queue_us=(sequence.first_scheduled_ns - sequence.arrival_ns) // 1000,
-            prefill_us=(sequence.first_token_ns - sequence.first_scheduled_ns) // 1000,
-            decode_us=(now_ns - sequence.first_token_ns) // 1000,
+            queue_us=(first_scheduled_ns - sequence.arrival_ns) // 1000,
+            prefill_us=(first_token_ns - first_scheduled_ns) // 1000,
+            decode_us=(now_ns - first_token_ns) // 1000,
         )
 
     def _fail(self, sequence: Sequence, code: FailureCode, message: str) -> None:

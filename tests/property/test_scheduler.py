@@ -13,10 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from engine_core.batch_state import BatchState
 from engine_core.plan import StepPlan, StepResult
 from engine_core.scheduler import Ending, Scheduler
-from engine_core.sequence import Sequence
+from engine_core.sequence import NO_ROW, Sequence
 from ipc.block_hash import HASH_BYTES, chain
 from ipc.messages import SamplingParams, StreamId, generation_of, make_stream_id, number_of, slot_of
-from ipc.record import Failure, FailureCode, Finish
+from ipc.record import Failure, FailureCode, Finish, FinishCode, pack_record
 
 BLOCK_SIZE = 4
 MAX_MODEL_LEN = 48
@@ -101,6 +101,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.ended: set[int] = set()
         self.started: set[int] = set()
         self.aborted: set[int] = set()
+        self.stopped: set[int] = set()
         self.failed_rows: set[int] = set()
         self.num_submitted = 0
         self.now_ns = 1_000_000_000
@@ -161,6 +162,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.abort(stream_id)
         self._collect_ends()
 
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def stop(self, data: st.DataObject) -> None:
+        stream_id = data.draw(st.sampled_from(sorted(self.live)))
+        self.stopped.add(stream_id)
+        self.scheduler.stop(stream_id, self.now_ns)
+        self._collect_ends()
+
     @rule(slot=st.integers(0, 1))
     def replace_worker(self, slot: int) -> None:
         self.aborted |= {s for s in self.live if slot_of(s) == slot}
@@ -205,6 +214,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert set(self.scheduler.stream_ids) == self.live.keys()
             assert self.scheduler.num_running + self.scheduler.num_waiting == len(self.live)
 
+    @invariant()
+    def links_are_the_chain_of_the_tokens(self) -> None:
+        for sequence in getattr(self, "live", {}).values():
+            is_running = sequence.row != NO_ROW
+            tokens = self.state.token_ids[sequence.row] if is_running else sequence.token_ids
+            links = chain(tokens.tobytes(), BLOCK_SIZE)
+            assert links.startswith(b"".join(sequence.block_links))
+
     def _check_plan(self, plan: StepPlan) -> None:
         assert len(set(plan.rows.tolist())) == len(plan.rows)
         assert plan.num_tokens == plan.num_new_tokens.sum() <= self.max_batched_tokens
@@ -228,6 +245,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             stream_id = make_stream_id(ending.slot, 1, ending.record.stream)
             assert stream_id not in endings
             endings[stream_id] = ending
+            if isinstance(ending.record, Finish):
+                pack_record(finishes=[ending.record])  # every field fits its word
         started, ended = self.scheduler.take_progress()
         assert not self.started & set(started)
         self.started |= set(started)
@@ -240,7 +259,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert stream_id in self.aborted
                 continue
             ending = endings.pop(stream_id)
-            if isinstance(ending.record, Finish):
+            if isinstance(ending.record, Finish) and ending.record.code == FinishCode.ABORT:
+                assert stream_id in self.stopped
+            elif isinstance(ending.record, Finish):
                 self._check_finish(sequence, ending.record, ending.output_ids)
             else:
                 self._check_failure(sequence, ending.record)

@@ -137,6 +137,20 @@ def test_a_full_ring_keeps_everything_in_order_until_the_worker_reads() -> None:
     assert not rig.outbox.has_overflow
 
 
+def test_a_small_record_does_not_overtake_a_large_one_that_waits() -> None:
+    rig = Rig()
+    rig.outbox.publish(NO_TOKENS, [bulk(1, 400)])
+    rig.outbox.publish(NO_TOKENS, [bulk(2, 400)])
+    rig.outbox.publish(NO_TOKENS, [bulk(3, 400)])
+    assert rig.outbox.has_overflow
+
+    rig.outbox.publish(tokens_of((0, 4, 5)), [])
+
+    assert [record.streams for record in rig.read()] == [[], []]
+    rig.outbox.publish(NO_TOKENS, [])
+    assert [(record.streams, len(record.bulks)) for record in rig.read()] == [([], 1), ([4], 0)]
+
+
 def test_a_full_ring_delays_nobody_else() -> None:
     rig = Rig(num_workers=2)
 

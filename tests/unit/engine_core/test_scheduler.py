@@ -165,6 +165,20 @@ def test_the_next_turn_of_a_conversation_finds_generated_blocks() -> None:
     assert plan_of(scheduler).context_lens.tolist() == [16]
 
 
+def test_a_resumed_sequence_links_the_blocks_it_generated_before() -> None:
+    scheduler = new_scheduler()
+    resumed = new_sequence(1, list(range(16)))
+    resumed.num_prompt_tokens = 6  # the rest was generated, and all that was cached of it is evicted
+    del resumed.block_links[2:]
+    scheduler.add(resumed)
+
+    step(scheduler)
+
+    assert resumed.block_links == new_sequence(2, list(range(16))).block_links
+    scheduler.add(new_sequence(3, list(range(20))))
+    assert plan_of(scheduler).context_lens.tolist() == [16, 16]
+
+
 def test_an_uncacheable_sequence_neither_finds_nor_leaves_blocks() -> None:
     scheduler = new_scheduler()
     prompt = list(range(12))
@@ -190,6 +204,19 @@ def test_idle_cached_blocks_are_not_counted_twice_at_admission() -> None:
 
     assert planned(scheduler, plan) == [(2, 11)], "all six blocks belong to the first of them"
     scheduler.check_integrity()
+
+
+def test_admission_leaves_the_reserve_when_its_prefix_is_idle() -> None:
+    scheduler = new_scheduler(num_blocks=6)
+    scheduler.add(new_sequence(1, list(range(13)), max_tokens=1))
+    step(scheduler)
+    scheduler.add(new_sequence(2, 3))
+    step(scheduler)
+    assert (scheduler.blocks.num_available, scheduler.blocks.cache.num_idle) == (5, 3)
+
+    scheduler.add(new_sequence(3, list(range(13)) + [99] * 5))
+
+    assert planned(scheduler, plan_of(scheduler)) == [(2, 1)], "three idle and two new blocks would be all there are"
 
 
 def test_preemption_takes_the_last_rank_and_resumes_with_all_its_tokens() -> None:
@@ -318,6 +345,26 @@ def test_an_abort_frees_everything_without_a_record() -> None:
     assert scheduler.take_endings() == []
     assert scheduler.take_progress()[1] == [make_stream_id(0, 1, 1)]
     assert scheduler.num_running == 1
+    scheduler.check_integrity()
+
+
+@pytest.mark.parametrize(("num_steps", "num_output", "times_us"), [(0, 0, (8e6, 0, 0)), (2, 2, (1e6, 0, 7e6))])
+def test_a_stream_stopped_by_its_worker_ends_with_its_counts(
+    num_steps: int, num_output: int, times_us: tuple[float, float, float]
+) -> None:
+    scheduler = new_scheduler()
+    scheduler.add(new_sequence(1))
+    for _ in range(num_steps):
+        step(scheduler)
+
+    scheduler.stop(make_stream_id(0, 1, 1), now_ns=9 * SECOND_NS)
+    scheduler.stop(make_stream_id(0, 1, 1), now_ns=9 * SECOND_NS)
+
+    (ending,) = scheduler.take_endings()
+    assert isinstance(ending.record, Finish) and ending.output_ids is None
+    assert (ending.record.code, ending.record.num_output_tokens) == (FinishCode.ABORT, num_output)
+    assert (ending.record.queue_us, ending.record.prefill_us, ending.record.decode_us) == times_us
+    assert not scheduler.has_work
     scheduler.check_integrity()
 
 
