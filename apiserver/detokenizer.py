@@ -126,8 +126,10 @@ class WindowDetokenizer:
     def feed(self, token_ids: Sequence[int]) -> str:
         self._ids.extend(token_ids)
         for token_id in token_ids:
-            if self._decode([token_id]):  # what has no text does not end a run of bytes
-                self._ends_in_byte = _BYTE_TOKEN.fullmatch(self._decoder.id_to_token(token_id) or "") is not None
+            if _BYTE_TOKEN.fullmatch(self._decoder.id_to_token(token_id) or ""):
+                self._ends_in_byte = True  # also the byte of a space, which has no text when it stands alone
+            elif self._decode([token_id]):  # what has no text does not end a run of bytes
+                self._ends_in_byte = False
         if self._ends_in_byte:
             return ""
         new = self._new_text()
