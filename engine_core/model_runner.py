@@ -79,6 +79,7 @@ class ModelRunner:
 
     def __init__(self, decoder: Decoder, kv_cache: KvCache, state: BatchState, device: torch.device) -> None:
         self.num_blocks = kv_cache.num_blocks
+        self.kv_cache = kv_cache
         self._decoder, self._pools = decoder, kv_cache.pools
         self._inputs = BatchInputBuilder(state, device)
         self._sampler = Sampler(state)

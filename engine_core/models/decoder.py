@@ -31,11 +31,14 @@ class DecoderConfig:
     rms_norm_eps: float
     has_tied_embeddings: bool
     has_qkv_bias: bool
+    has_output_bias: bool
     has_qk_norm: bool
     hf_config: dict[str, Any]  # Any: rope parameters as config.json has them
 
 
-def read_config(hf_config: dict[str, Any], *, has_qkv_bias: bool, has_qk_norm: bool) -> DecoderConfig:
+def read_config(
+    hf_config: dict[str, Any], *, has_qkv_bias: bool, has_output_bias: bool, has_qk_norm: bool
+) -> DecoderConfig:
     """The fields all variants share. Raises CannotBoot for what none of them computes here."""
     try:
         hidden_size, num_heads = int(hf_config["hidden_size"]), int(hf_config["num_attention_heads"])
@@ -50,6 +53,7 @@ def read_config(hf_config: dict[str, Any], *, has_qkv_bias: bool, has_qk_norm: b
             rms_norm_eps=float(hf_config.get("rms_norm_eps", 1e-6)),
             has_tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
             has_qkv_bias=has_qkv_bias,
+            has_output_bias=has_output_bias,
             has_qk_norm=has_qk_norm,
             hf_config=hf_config,
         )
@@ -67,6 +71,8 @@ def _refuse_what_is_not_computed(hf_config: dict[str, Any]) -> None:
         raise CannotBoot(f"weights quantized with '{kind}' are not supported: use the model's bf16 weights")
     if hf_config.get("mlp_bias"):
         raise CannotBoot("config.json sets mlp_bias, which is not supported")
+    if float(hf_config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise CannotBoot(f"partial_rotary_factor {hf_config['partial_rotary_factor']} is not supported")
     window, is_used = hf_config.get("sliding_window"), hf_config.get("use_sliding_window", True)
     if window and is_used and window < int(hf_config.get("max_position_embeddings", 0)):
         raise CannotBoot(f"sliding-window attention (sliding_window={window}) is not supported")
@@ -106,13 +112,13 @@ class Decoder:
         hidden = self._embedding.index_select(0, token_ids)
         cos, sin = self._rotary.rows(positions)
         for layer, pool in zip(self._layers, pools, strict=True):
-            layer(hidden, cos, sin, pool, metadata)
+            hidden = layer(hidden, cos, sin, pool, metadata)
             self._beat()
         return self._norm(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(num_rows, hidden_size) → (num_rows, vocab_size) float32"""
-        return self._lm_head(hidden).float()
+        return self._lm_head.in_float32(hidden)
 
     def _lm_head_weight(self, weights: Weights) -> Tensor:
         config = self.config
@@ -124,7 +130,7 @@ class Decoder:
 
 
 class DecoderLayer:
-    """Attention and a gated MLP, each behind a norm and added to the residual stream in place."""
+    """Attention and a gated MLP, each behind a norm and added to the residual stream."""
 
     def __init__(
         self, config: DecoderConfig, weights: Weights, name: str, attention: AttentionBackend, rotary: Rotary
@@ -139,10 +145,11 @@ class DecoderLayer:
             weights.take(f"{name}.post_attention_layernorm.weight", config.hidden_size), config.rms_norm_eps
         )
         self._qkv = _fused_qkv(config, weights, f"{name}.self_attn")
-        self._output = Linear(
-            weights.take(f"{name}.self_attn.o_proj.weight", config.hidden_size, config.num_heads * config.head_dim)
-        )
         inner, outer = config.intermediate_size, config.hidden_size
+        self._output = Linear(
+            weights.take(f"{name}.self_attn.o_proj.weight", outer, config.num_heads * config.head_dim),
+            weights.take(f"{name}.self_attn.o_proj.bias", outer) if config.has_output_bias else None,
+        )
         self._intermediate_size = inner
         gate, up = (weights.take(f"{name}.mlp.{part}_proj.weight", inner, outer) for part in ("gate", "up"))
         self._gate_up = Linear(torch.cat((gate, up)))
@@ -154,12 +161,12 @@ class DecoderLayer:
                 for part in ("q", "k")
             )
 
-    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: AttentionMetadata) -> None:
-        """Add this layer to `hidden` (num_tokens, hidden_size) in place."""
-        hidden.add_(self._attend(self._input_norm(hidden), cos, sin, pool, metadata))
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: AttentionMetadata) -> Tensor:
+        """(num_tokens, hidden_size) → the same with this layer added; the memory of `hidden` may be reused."""
+        hidden = self._output.plus(self._attend(self._input_norm(hidden), cos, sin, pool, metadata), hidden)
         gate_up = self._gate_up(self._post_norm(hidden))
         gate, up = gate_up[:, : self._intermediate_size], gate_up[:, self._intermediate_size :]
-        hidden.add_(self._down(torch.nn.functional.silu(gate).mul_(up)))
+        return self._down.plus(torch.nn.functional.silu(gate).mul_(up), hidden)
 
     def _attend(self, x: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: AttentionMetadata) -> Tensor:
         num_tokens, num_rotated = x.shape[0], self._num_heads + self._num_kv_heads
@@ -170,7 +177,7 @@ class DecoderLayer:
             k.copy_(self._k_norm(k))
         self._rotary.rotate_(heads[:, :num_rotated], cos, sin)
         kv = heads[:, self._num_heads :].view(num_tokens, 2, self._num_kv_heads, self._head_dim)
-        return self._output(self._attention(q, kv, pool, metadata))
+        return self._attention(q, kv, pool, metadata)
 
 
 def _fused_qkv(config: DecoderConfig, weights: Weights, name: str) -> Linear:

@@ -8,23 +8,30 @@ from engine_core.models.decoder import DecoderConfig, read_config
 
 
 def _llama(hf_config: dict[str, Any]) -> DecoderConfig:
-    """Llama 2 to 3.3, SmolLM2, Mistral 7B."""
-    return read_config(hf_config, has_qkv_bias=bool(hf_config.get("attention_bias")), has_qk_norm=False)
+    """Llama 2 to 3.3, SmolLM2."""
+    has_bias = bool(hf_config.get("attention_bias"))
+    return read_config(hf_config, has_qkv_bias=has_bias, has_output_bias=has_bias, has_qk_norm=False)
+
+
+def _mistral(hf_config: dict[str, Any]) -> DecoderConfig:
+    """Mistral 7B: no bias anywhere."""
+    return read_config(hf_config, has_qkv_bias=False, has_output_bias=False, has_qk_norm=False)
 
 
 def _qwen2(hf_config: dict[str, Any]) -> DecoderConfig:
-    """Qwen2 and Qwen2.5: biases on q, k and v."""
-    return read_config(hf_config, has_qkv_bias=True, has_qk_norm=False)
+    """Qwen2 and Qwen2.5: biases on q, k and v, none on the output."""
+    return read_config(hf_config, has_qkv_bias=True, has_output_bias=False, has_qk_norm=False)
 
 
 def _qwen3(hf_config: dict[str, Any]) -> DecoderConfig:
-    """Qwen3 dense: q and k normalized per head, no bias."""
-    return read_config(hf_config, has_qkv_bias=bool(hf_config.get("attention_bias")), has_qk_norm=True)
+    """Qwen3 dense: q and k normalized per head, no bias as a rule."""
+    has_bias = bool(hf_config.get("attention_bias"))
+    return read_config(hf_config, has_qkv_bias=has_bias, has_output_bias=has_bias, has_qk_norm=True)
 
 
 ARCHITECTURES: dict[str, Callable[[dict[str, Any]], DecoderConfig]] = {
     "LlamaForCausalLM": _llama,
-    "MistralForCausalLM": _llama,
+    "MistralForCausalLM": _mistral,
     "Qwen2ForCausalLM": _qwen2,
     "Qwen3ForCausalLM": _qwen3,
 }

@@ -62,6 +62,20 @@ def test_cpu_attention_is_the_reference(
     assert torch.equal(pool, reference_pool), "both store the step's K/V in the same slots"
 
 
+def test_a_prefix_that_sequences_share_is_attended_by_each() -> None:
+    pool = torch.randn(NUM_BLOCKS * BLOCK, 2, 3, 16)
+    q, kv = torch.randn(5, 9, 16), torch.randn(5, 2, 3, 16)
+    shared = Run(0, 16)
+    spans = [SequenceSpan(n, 1, (shared, Run(40 + 16 * n, 5 + n))) for n in range(4)]
+    spans.append(SequenceSpan(4, 1, (Run(120, 7),)))
+    slots = torch.tensor([40 + 16 * n + 4 + n for n in range(4)] + [126])
+    metadata = AttentionMetadata(tuple(spans), slots)
+
+    output = cpu_attention(q, kv, pool.clone(), metadata)
+
+    torch.testing.assert_close(output, reference_attention(q, kv, pool.clone(), metadata), atol=1e-5, rtol=1e-5)
+
+
 def test_slots_no_sequence_owns_are_never_read() -> None:
     pool = torch.full((NUM_BLOCKS * BLOCK, 2, 1, 16), float("nan"))
     pool[8:16] = 0.5  # blocks 2 and 3

@@ -34,7 +34,7 @@ LLAMA3_ROPE = {
 MODELS: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "llama tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
-    "llama bias": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=False, rms_norm_eps=1e-5)),
+    "llama bias": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, rms_norm_eps=1e-5)),
     "llama3 rope": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3_ROPE)),
     "linear rope": lambda: LlamaForCausalLM(
         LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0})
@@ -42,6 +42,7 @@ MODELS: dict[str, Any] = {
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None, head_dim=8)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16)),
+    "qwen3 bias": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16, attention_bias=True)),
 }
 
 
@@ -80,6 +81,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
         ({"quantization_config": {"quant_method": "awq"}}, "awq"),
         ({"sliding_window": 16}, "sliding"),
         ({"mlp_bias": True}, "mlp_bias"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"vocab_size": None, "hidden_size": None}, "hidden_size"),
     ],
 )
@@ -88,6 +90,18 @@ def test_what_is_not_computed_is_refused_by_name(change: dict[str, Any], hint: s
 
     with pytest.raises(CannotBoot, match=hint):
         decoder_config("LlamaForCausalLM", hf_config)
+
+
+def test_an_unknown_rope_scaling_is_refused_by_name(tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
+    hf_config = {**SIZES, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
+    cpu = torch.device("cpu")
+
+    with pytest.raises(CannotBoot, match="yarn"):
+        Decoder(
+            decoder_config("LlamaForCausalLM", hf_config), Checkpoint(tmp_path, torch.float32, cpu), cpu_attention,
+            max_model_len=128, dtype=torch.float32, device=cpu, beat=lambda: None,
+        )  # fmt: skip
 
 
 def test_an_unknown_architecture_names_the_known_ones() -> None:
