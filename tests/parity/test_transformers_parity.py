@@ -1,7 +1,8 @@
 """Greedy output token for token equal to transformers' `generate`, same weights, float32: alone and in every kind of crowd.
 
-42 prompts of 1 to 1500 tokens, 64 new tokens each. Where the two largest logits are closer than float32 can tell, kernels
-that add in another order may pick the other; the prompts here have no such tie, and the comparison allows none.
+42 prompts of 1 to 1500 tokens, 64 new tokens each. Kernels add in an order that depends on the shapes of the batch, so where
+the two largest logits are closer than float32 can tell, either may be picked: a difference is accepted at such a tie only,
+and the tie is looked up in transformers' own logits.
 Alone, every sixth prompt is compared unless PARITY_ALL=1 asks for all (some minutes on two cores).
 """
 
@@ -19,6 +20,7 @@ from ipc.messages import SamplingParams
 from tests.parity.in_process_engine import InProcessEngine
 
 NEW_TOKENS = 64
+TIE = 1e-3
 BATCH = 7  # transformers' rows at once, padded on the left
 LENGTHS = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128, 129, 200, 300, 500, 1000, 1500]
 GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, ignore_eos=True)
@@ -65,8 +67,13 @@ def prompts(model_folder: Path) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def expected(model_folder: Path, prompts: list[list[int]]) -> list[list[int]]:
-    model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+def reference(model_folder: Path) -> Any:  # Any: transformers' types promise less than it does
+    return AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(reference: Any, prompts: list[list[int]]) -> list[list[int]]:
+    model = reference
     model.generation_config.eos_token_id = None
     outputs: list[list[int]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -84,6 +91,18 @@ def expected(model_folder: Path, prompts: list[list[int]]) -> list[list[int]]:
     return outputs
 
 
+def assert_equal(reference: Any, prompts: list[list[int]], outputs: list[list[int]], expected: list[list[int]]) -> None:
+    """Token for token, but for ties of float32: TIE apart in logits of the order of 20."""
+    for prompt, output, wanted in zip(prompts, outputs, expected, strict=True):
+        if output == wanted:
+            continue
+        at = next(n for n, (ours, theirs) in enumerate(zip(output, wanted, strict=True)) if ours != theirs)
+        with torch.inference_mode():
+            logits = reference(torch.tensor([prompt + wanted[:at]])).logits[0, -1]
+        gap = float(logits[wanted[at]] - logits[output[at]])
+        assert abs(gap) < TIE, f"prompt of {len(prompt)} tokens differs at output {at}: logits {gap} apart"
+
+
 def engine_for(folder: Path, **settings: object) -> InProcessEngine:
     return InProcessEngine(folder, EngineSettings(**{"max_num_seqs": 64, **settings}))  # type: ignore[arg-type]
 
@@ -94,44 +113,46 @@ def engine(model_folder: Path) -> Iterator[InProcessEngine]:
 
 
 @pytest.mark.timeout(600)
-def test_alone(engine: InProcessEngine, prompts: list[list[int]], expected: list[list[int]]) -> None:
+def test_alone(engine: InProcessEngine, prompts: list[list[int]], expected: list[list[int]], reference: Any) -> None:
     step = 1 if os.environ.get("PARITY_ALL") else 6
     outputs = [engine.generate([prompt], [GREEDY])[0] for prompt in prompts[::step]]
 
-    assert outputs == expected[::step]
+    assert_equal(reference, prompts[::step], outputs, expected[::step])
 
 
 def test_all_together_and_again_out_of_the_prefix_cache(
-    engine: InProcessEngine, prompts: list[list[int]], expected: list[list[int]]
+    engine: InProcessEngine, prompts: list[list[int]], expected: list[list[int]], reference: Any
 ) -> None:
     hits_before = engine.scheduler.counts.prefix_hits
 
-    assert engine.generate(prompts, [GREEDY] * len(prompts)) == expected
-    assert engine.generate(prompts, [GREEDY] * len(prompts)) == expected
+    assert_equal(reference, prompts, engine.generate(prompts, [GREEDY] * len(prompts)), expected)
+    assert_equal(reference, prompts, engine.generate(prompts, [GREEDY] * len(prompts)), expected)
     assert engine.scheduler.counts.prefix_hits - hits_before > sum(map(len, prompts)) // 2
 
 
 def test_all_together_without_prefix_cache(
-    model_folder: Path, prompts: list[list[int]], expected: list[list[int]]
+    model_folder: Path, prompts: list[list[int]], expected: list[list[int]], reference: Any
 ) -> None:
     engine = engine_for(model_folder, enable_prefix_caching=False)
 
-    assert engine.generate(prompts, [GREEDY] * len(prompts)) == expected
+    assert_equal(reference, prompts, engine.generate(prompts, [GREEDY] * len(prompts)), expected)
     assert engine.scheduler.counts.prefix_hits == 0
 
 
-def test_in_chunks_of_64_tokens(model_folder: Path, prompts: list[list[int]], expected: list[list[int]]) -> None:
+def test_in_chunks_of_64_tokens(
+    model_folder: Path, prompts: list[list[int]], expected: list[list[int]], reference: Any
+) -> None:
     engine = engine_for(model_folder, max_num_batched_tokens=64)
 
-    assert engine.generate(prompts, [GREEDY] * len(prompts)) == expected
+    assert_equal(reference, prompts, engine.generate(prompts, [GREEDY] * len(prompts)), expected)
 
 
 def test_with_a_pool_so_small_that_sequences_are_preempted(
-    model_folder: Path, prompts: list[list[int]], expected: list[list[int]]
+    model_folder: Path, prompts: list[list[int]], expected: list[list[int]], reference: Any
 ) -> None:
     engine = engine_for(model_folder, num_gpu_blocks_override=110)
 
-    assert engine.generate(prompts, [GREEDY] * len(prompts)) == expected
+    assert_equal(reference, prompts, engine.generate(prompts, [GREEDY] * len(prompts)), expected)
     assert engine.scheduler.counts.num_preemptions > 0
 
 
