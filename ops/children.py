@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from ipc.fleet_page import Cell, State
@@ -46,7 +46,9 @@ class Child:
         self.title, self.cell = title, cell
         self.pid: int | None = None
         self.has_given_up = False  # it said that it cannot boot, exit code 3, or it died at every start
+        self.is_spawning = False
         self._spawn, self._max_backoff_s = spawn, max_backoff_s
+        self._has_loaded = False
         self._is_stopping = False
         self._num_early_deaths = 0
         self._num_failed_starts = 0
@@ -62,11 +64,15 @@ class Child:
             if self._is_stopping:
                 return
             lived_s = time.monotonic() - started_s
-            self._num_failed_starts = 0 if self._has_started(lived_s) else self._num_failed_starts + 1
+            self._num_failed_starts = 0 if self._has_started() else self._num_failed_starts + 1
             if exit.code == exit_codes.CANNOT_BOOT or self._num_failed_starts == MAX_FAILED_STARTS:
                 self.has_given_up = True
                 return
             await asyncio.sleep(self._backoff_s(lived_s))
+
+    def mark_loaded(self) -> None:
+        """A process without a cell has done its start."""
+        self._has_loaded = True
 
     def send(self, number: int) -> None:
         """A signal, if there is a process."""
@@ -91,10 +97,12 @@ class Child:
             self.send(signal.SIGKILL)
 
     async def _run_once(self, generation: int) -> Exit:
-        self._killed_on_purpose = False
+        self._killed_on_purpose = self._has_loaded = False
         if self.cell is not None:
             self.cell.begin_generation(generation)
+        self.is_spawning = True
         self.pid = await self._spawn(generation)
+        self.is_spawning = False
         if self.cell is not None:
             self.cell.mark_alive(self.pid)
         if self._is_stopping:
@@ -107,8 +115,8 @@ class Child:
             logger.error("process died", extra={"child": self.title, "generation": generation, **exit.fields})
         return exit
 
-    def _has_started(self, lived_s: float) -> bool:
-        return lived_s >= STEADY_AFTER_S if self.cell is None else self.cell.state > State.STARTING
+    def _has_started(self) -> bool:
+        return self._has_loaded if self.cell is None else self.cell.state > State.STARTING
 
     def _backoff_s(self, lived_s: float) -> float:
         """The first death is answered at once; deaths at or right after the start ever later."""
@@ -119,6 +127,17 @@ class Child:
         if self._num_early_deaths == 1:
             return 0.0
         return min(self._max_backoff_s, FIRST_BACKOFF_S * 2.0 ** (self._num_early_deaths - 2))
+
+
+def reap_strangers(own_pids: Collection[int]) -> None:
+    """Orphans that were never ours: a PID 1 inherits every one of its container, and they stay zombies until it looks."""
+    try:
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if ended.si_pid in own_pids:
+                return  # its keeper is about to; strangers behind it have their turn next time
+            os.waitpid(ended.si_pid, 0)
+    except ChildProcessError:
+        pass  # no children at all
 
 
 def _settle(future: "asyncio.Future[None]") -> None:

@@ -1,4 +1,9 @@
 """The command line: `tokenfleet serve [MODEL]`, `check`, `wiretap`. Faults are one line each on standard error."""
+# ruff: noqa: E402  what is refused must be refused before it is imported
+
+from ops.own_packages import refuse_shadowed_packages
+
+refuse_shadowed_packages()
 
 import asyncio
 import os
@@ -15,8 +20,6 @@ from engine_core.model_source import ModelSource, find_model
 from ops import exit_codes, logs, roles
 from ops.listeners import CannotListen
 
-PACKAGES = ("apiserver", "engine_core", "ipc", "config", "ops")
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Ends the process with one of ops.exit_codes."""
@@ -25,7 +28,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str]) -> int:
     try:
-        _refuse_shadowed_packages()
         parser = _parser()
         arguments, extras = parser.parse_known_args(argv)
         if arguments.command == "role":
@@ -45,17 +47,6 @@ def _fail(*lines: str, code: int) -> int:
     for line in lines:
         print(f"tokenfleet: {line}", file=sys.stderr)
     return code
-
-
-def _refuse_shadowed_packages() -> None:
-    """Our packages have plain names; another distribution's `config` in front of ours would be found instead."""
-    root = Path(__file__).parents[1]
-    for name in PACKAGES:
-        found = getattr(sys.modules.get(name), "__file__", None) or root / name / "__init__.py"
-        if Path(found).parent != root / name:
-            raise ConfigError(
-                [f"package {name} was found in {Path(found).parent}, not in {root / name}: remove that one"]
-            )
 
 
 def _parser() -> FlagParser:

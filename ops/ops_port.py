@@ -21,8 +21,11 @@ from ipc.fleet_page import FleetPage, State
 class OpsPort:
     """An ASGI application."""
 
-    def __init__(self, page: FleetPage, exposition: Exposition, heartbeat_timeout_s: float) -> None:
+    def __init__(
+        self, page: FleetPage, exposition: Exposition, *, heartbeat_timeout_s: float, engine_step_timeout_s: float
+    ) -> None:
         self._page, self._exposition, self._timeout_s = page, exposition, heartbeat_timeout_s
+        self._step_timeout_s = engine_step_timeout_s
         self.has_started = False  # the supervisor sets it when the fleet is ready for the first time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,13 +44,14 @@ class OpsPort:
             await _answer(send, 404, {"error": f"there is no route {path}"})
 
     def _silent(self) -> list[str]:
-        cells = {"broker": self._page.broker}
-        cells |= {f"engine {n}": cell for n, cell in enumerate(self._page.engines)}
-        cells |= {f"worker {n}": cell for n, cell in enumerate(self._page.workers)}
+        """By the watchdog's own measure: a long step of an engine is work, not silence."""
+        cells = [("broker", self._page.broker, self._timeout_s)]
+        cells += [(f"engine {n}", cell, self._step_timeout_s) for n, cell in enumerate(self._page.engines)]
+        cells += [(f"worker {n}", cell, self._timeout_s) for n, cell in enumerate(self._page.workers)]
         return [
             f"{name} has not beaten for {cell.heartbeat_age_s:.1f} s"
-            for name, cell in cells.items()
-            if cell.is_alive and cell.state == State.READY and cell.heartbeat_age_s > self._timeout_s
+            for name, cell, timeout_s in cells
+            if cell.is_alive and cell.state == State.READY and cell.heartbeat_age_s > timeout_s
         ]
 
     def _unready(self) -> list[str]:

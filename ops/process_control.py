@@ -21,11 +21,15 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def begin_role(title: str, supervisor_pid: int) -> None:
-    """Name this process, tie its life to the supervisor's, and leave a traceback when it is aborted. Raises Orphaned."""
+def begin_role(title: str, supervisor_pid: int, death_signal: int = signal.SIGKILL) -> None:
+    """Name this process, tie its life to the supervisor's, and leave a traceback when it is aborted. Raises Orphaned.
+
+    `death_signal` comes when the supervisor is gone. SIGKILL: without supervisor and engine no stream can be finished, a hung
+    loop would not hear anything milder, and nothing of ours outlives its processes.
+    """
     setproctitle(f"tokenfleet: {title}")
     faulthandler.enable(all_threads=True)  # the watchdog's SIGABRT
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _prctl(_PR_SET_PDEATHSIG, death_signal)
     if os.getppid() != supervisor_pid:  # it died before the line above
         raise Orphaned
 

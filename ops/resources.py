@@ -98,6 +98,11 @@ class Resources:
             broker_endpoint=self._folder.endpoint("workers"),
         )
 
+    def stop_listening(self) -> None:
+        """Close the serving sockets here. Once workers and zygote have closed theirs too, new clients are refused."""
+        for listener in self.listeners:
+            listener.close()
+
     def remove(self) -> None:
         """What has a name in the file system. The rest ends with the process."""
         self._folder.remove()

@@ -96,7 +96,7 @@ def _run_prepare(plan_fd: int) -> int:
 
         prepare.run(plan)
 
-    return _run_role("prepare", plan, serve)
+    return _run_role("prepare", plan, serve, death_signal=signal.SIGTERM)  # it removes its half-made folder
 
 
 _ROLES: dict[str, Callable[[int], int]] = {
@@ -108,12 +108,12 @@ _ROLES: dict[str, Callable[[int], int]] = {
 ROLES = tuple(_ROLES)
 
 
-def _run_role(title: str, plan: Plan, serve: Callable[[], None]) -> int:
+def _run_role(title: str, plan: Plan, serve: Callable[[], None], death_signal: int = signal.SIGKILL) -> int:
     """The broad catch of a role's entry: a crash is one log line with a traceback and a code the supervisor reads."""
     logs.configure(title, level=plan.settings.ops.log_level, log_format=plan.settings.ops.log_format)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all: the supervisor decides
     try:
-        begin_role(title, plan.supervisor_pid)
+        begin_role(title, plan.supervisor_pid, death_signal)
         serve()
     except Orphaned:
         return exit_codes.FAILED

@@ -40,8 +40,10 @@ class RunFolder:
             if not is_alive:
                 shutil.rmtree(path, ignore_errors=True)
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_parent()))
-        self._lock_fd = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        new = self.path / f".{_LOCK}"  # under this name nobody looks at it before it is held
+        self._lock_fd = os.open(new, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new.rename(self.path / _LOCK)
 
     def endpoint(self, name: str) -> str:
         return f"ipc://{self.path / name}"

@@ -13,12 +13,9 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
-
-import msgspec
 
 from config.model_folder import ModelFolder
 from config.settings import Settings
@@ -27,16 +24,17 @@ from ipc.exposition import Exposition
 from ipc.fleet_page import Cell, State
 from ipc.metrics_page import Instrument, MetricsWriter
 from ops import exit_codes, ready_line, roles
-from ops.children import Child, wait_for_exit
+from ops.children import Child, reap_strangers, wait_for_exit
 from ops.ops_port import OpsPort, OpsServer
 from ops.plan import BrokerPlan, EnginePlan, PreparePlan, ZygotePlan
 from ops.process_control import adopt_orphans
 from ops.resources import Resources, fds_of
-from ops.zygote_messages import MAX_MESSAGE_BYTES, Forked
+from ops.zygote_link import ZygoteLink, ZygoteLost
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 0.25
+STOOD_STILL_S = 1.0  # a watch this late was not the fleet's fault: a frozen container, a suspended machine
 STOP_GRACE_S = 5.0  # engines and broker, after the workers
 
 INSTRUMENTS = (
@@ -50,11 +48,8 @@ class Supervisor:
         self._settings, self._resources, self._pid = settings, resources, supervisor_pid
         self._model: ModelFolder  # known once it is prepared, before the first process that needs it
         page, backoff_s = resources.page, settings.ops.restart_backoff_max_s
-        self._command, zygote_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._zygote_end = zygote_end
-        self._command.setblocking(False)
-        self._forked: dict[int, asyncio.Future[int]] = {}
-        self._has_zygote = asyncio.Event()
+        self._link: ZygoteLink | None = None
+        self._has_link = asyncio.Event()
         self._zygote = Child("zygote", None, self._start_zygote, backoff_s)
         self._broker = Child("broker", page.broker, self._start_broker, backoff_s)
         self._engines = [
@@ -64,7 +59,12 @@ class Supervisor:
             Child(f"worker {n}", cell, self._worker_starter(n), backoff_s) for n, cell in enumerate(page.workers)
         ]
         exposition = Exposition(resources.metrics_views)
-        self._port = OpsPort(page, exposition, settings.ops.heartbeat_timeout_s)
+        self._port = OpsPort(
+            page,
+            exposition,
+            heartbeat_timeout_s=settings.ops.heartbeat_timeout_s,
+            engine_step_timeout_s=settings.ops.engine_step_timeout_s,
+        )
         self._metrics = MetricsWriter(resources.supervisor_metrics, INSTRUMENTS)
         self._should_stop = asyncio.Event()
         self._num_signals = 0
@@ -79,7 +79,6 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        loop.add_reader(self._command.fileno(), self._on_zygote_message)
         server = OpsServer(self._port)
         serving = asyncio.create_task(server.serve(sockets=[self._resources.ops_listener]))
         try:
@@ -143,7 +142,7 @@ class Supervisor:
     # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _start_zygote(self, _generation: int) -> int:
-        self._has_zygote.clear()
+        link = ZygoteLink(on_loaded=self._zygote.mark_loaded)
         fds = {
             fd for slot in range(self._resources.num_workers) for fd in fds_of(self._resources.worker_handles(slot, 0))
         }
@@ -151,10 +150,14 @@ class Supervisor:
             supervisor_pid=self._pid,
             settings=self._settings,
             model=self._model,
-            command_fd=self._zygote_end.fileno(),
+            command_fd=link.child_end.fileno(),
             worker_fds=tuple(fds),
         )
-        return self._started(roles.start_zygote(plan))
+        pid = self._started(roles.start_zygote(plan))
+        link.child_end.close()
+        self._link = link
+        self._has_link.set()
+        return pid
 
     async def _start_broker(self, generation: int) -> int:
         handles = self._resources.broker_handles(generation, self._model.name)
@@ -171,12 +174,16 @@ class Supervisor:
 
     def _worker_starter(self, slot: int) -> Callable[[int], Awaitable[int]]:
         async def start(generation: int) -> int:
-            await self._has_zygote.wait()
-            forked = self._forked[slot] = asyncio.get_running_loop().create_future()
             handles = self._resources.worker_handles(slot, generation)
-            self._command.send(msgspec.msgpack.encode(handles))
-            pid: int = await forked
-            return pid
+            while True:
+                await self._has_link.wait()
+                link = self._link
+                assert link is not None
+                try:
+                    return await link.fork(handles)
+                except ZygoteLost:
+                    if self._link is link:
+                        self._has_link.clear()  # until its successor is started
 
         return start
 
@@ -185,30 +192,33 @@ class Supervisor:
         process.returncode = 0
         return process.pid
 
-    def _on_zygote_message(self) -> None:
-        message = msgspec.msgpack.decode(self._command.recv(MAX_MESSAGE_BYTES), type=Forked)
-        if message.pid == 0:
-            self._has_zygote.set()
-            return
-        waiting = self._forked.pop(message.slot, None)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(message.pid)
-
     # ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _watch(self) -> None:
-        """Silent loops and endless starts are aborted; the page's facts become metrics."""
+        """Silent loops and endless starts are aborted; strangers are reaped; the page's facts become metrics."""
         aborts: set[asyncio.Task[None]] = set()
+        awake_since_s = watched_s = time.monotonic()
         while True:
             await asyncio.sleep(WATCH_S)
+            now_s = time.monotonic()
+            if now_s - watched_s > STOOD_STILL_S:
+                awake_since_s = now_s  # nobody could beat: everybody gets the time again
+            watched_s = now_s
+            self._reap_strangers()
             for child in self._children:
                 timeout_s = self._step_timeout_s(child)
-                reason = _stuck_reason_or_none(child.cell, timeout_s) if child.cell is not None else None
+                if child.cell is None or now_s - awake_since_s < timeout_s:
+                    continue
+                reason = _stuck_reason_or_none(child.cell, timeout_s)
                 if reason is not None:
                     abort = asyncio.create_task(child.abort(reason))
                     aborts.add(abort)
                     abort.add_done_callback(aborts.discard)
             self._publish()
+
+    def _reap_strangers(self) -> None:
+        if not any(child.is_spawning for child in self._children):  # a pid that is not known yet is no stranger's
+            reap_strangers({child.pid for child in self._children if child.pid is not None})
 
     def _step_timeout_s(self, child: Child) -> float:
         """How long its loop may be silent: an engine computes one step between two beats, and a CPU takes its time."""
@@ -238,7 +248,8 @@ class Supervisor:
     async def _drain(self) -> None:
         ops = self._settings.ops
         await self._wait_while(lambda: self._num_signals == 1, ops.pre_stop_s)
-        for child in self._workers:
+        self._resources.stop_listening()
+        for child in (self._zygote, *self._workers):  # the zygote holds the serving sockets too
             child.stop()
         await self._wait_while(lambda: any(child.pid is not None for child in self._workers), ops.drain_timeout_s + 1)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 import time
 import urllib.request
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.processes import descendants
 from tests.integration.fleet import Fleet
 
 SIM = ("--engine", "sim", "--workers", "1")
@@ -66,6 +68,71 @@ def test_a_stopped_fleet_finishes_its_streams_and_still_serves_in_the_pre_stop_w
         for stream in (running, late):
             stream.join()
             assert stream.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_draining_fleet_refuses_new_clients_instead_of_letting_them_wait(model_folder: Path, tmp_path: Path) -> None:
+    with Fleet(tmp_path / "log", str(model_folder), *SIM) as fleet:
+        running = Stream(fleet, num_tokens=150)
+        fleet.wait_until(lambda: running.has_begun, 10)
+
+        fleet.process.send_signal(signal.SIGTERM)
+
+        def is_refused() -> bool:
+            try:
+                socket.create_connection(("127.0.0.1", fleet.port), timeout=2).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        fleet.wait_until(is_refused, 2)
+        assert not running.body.endswith(b"data: [DONE]\n\n"), "refused only when all was over"
+        running.join()
+        assert running.body.endswith(b"data: [DONE]\n\n")
+        assert fleet.process.wait(10) == 0
+
+
+def test_a_fleet_that_was_frozen_as_a_whole_goes_on_as_if_nothing_had_been(model_folder: Path, tmp_path: Path) -> None:
+    with Fleet(tmp_path / "log", str(model_folder), *SIM, "--heartbeat-timeout-s", "1") as fleet:
+        pids = descendants(fleet.process.pid)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2)  # what is tested is the passing of time
+        for pid in pids:  # the supervisor first: it sees the others silent
+            os.kill(pid, signal.SIGCONT)
+
+        fleet.wait_until(fleet.is_ready, 5)
+        Stream(fleet, num_tokens=50).join()
+
+        assert descendants(fleet.process.pid) == pids and "stuck" not in fleet.log
+
+
+def test_a_worker_that_dies_with_its_zygote_comes_back_with_the_next_one(model_folder: Path, tmp_path: Path) -> None:
+    with Fleet(tmp_path / "log", str(model_folder), *SIM) as fleet:
+        [zygote], [worker] = fleet.pids("zygote"), fleet.pids("worker")
+
+        os.kill(zygote, signal.SIGSTOP)  # it will not answer for the worker
+        os.kill(worker, signal.SIGKILL)
+        fleet.wait_until(lambda: 'process died child="worker 0"' in fleet.log, 5)
+        os.kill(zygote, signal.SIGKILL)
+
+        fleet.wait_until(fleet.is_ready, 20)
+        assert fleet.pids("worker") != [worker] and fleet.pids("zygote") != [zygote]
+
+
+def test_probes_answer_within_100_ms_while_the_worker_is_saturated(model_folder: Path, tmp_path: Path) -> None:
+    with Fleet(tmp_path / "log", str(model_folder), *SIM, "--sim-step-ms", "0") as fleet:
+        streams = [Stream(fleet, num_tokens=1500) for _ in range(50)]
+        fleet.wait_until(lambda: all(stream.has_begun for stream in streams), 20)
+
+        waits_s = []
+        for _ in range(20):
+            started_s = time.monotonic()
+            assert fleet.probe("/livez") == 200
+            waits_s.append(time.monotonic() - started_s)
+
+        assert sorted(waits_s)[len(waits_s) // 2] < 0.1
+        for stream in streams:
+            stream.join()
 
 
 def test_a_second_signal_ends_the_fleet_at_once_and_says_so(model_folder: Path, tmp_path: Path) -> None:

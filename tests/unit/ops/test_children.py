@@ -1,4 +1,5 @@
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from ipc.fleet_page import Cell, FleetPage, State
-from ops.children import MAX_FAILED_STARTS, Child, Exit, wait_for_exit
+from ops.children import MAX_FAILED_STARTS, Child, Exit, reap_strangers, wait_for_exit
 
 
 @pytest.fixture
@@ -101,6 +102,42 @@ def test_a_stuck_process_is_killed_when_it_survives_sigabrt(cell: Cell, monkeypa
         signal.signal(signal.SIGABRT, before)
 
     assert cell.generation == 2
+
+
+@pytest.mark.parametrize("does_load", [True, False])
+def test_a_process_without_a_cell_is_given_up_only_if_it_never_loads(does_load: bool) -> None:
+    pids: list[int] = []
+    die = spawner("raise SystemExit(1)", pids=pids)
+
+    async def load_and_die(generation: int) -> int:
+        if does_load:
+            child.mark_loaded()
+        if len(pids) > MAX_FAILED_STARTS:
+            child.stop()
+        return await die(generation)
+
+    child = Child("zygote", None, load_and_die, max_backoff_s=0.001)
+
+    asyncio.run(asyncio.wait_for(child.keep(), 30))
+
+    assert child.has_given_up is not does_load
+
+
+def test_a_stranger_is_reaped_and_an_own_child_is_not() -> None:
+    def ended_child() -> int:
+        process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+        process.returncode = 0  # reaped here
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return process.pid
+
+    stranger = ended_child()
+    reap_strangers(set())
+    own = ended_child()
+    reap_strangers({own})
+
+    with pytest.raises(ChildProcessError):
+        os.waitpid(stranger, os.WNOHANG)
+    assert os.waitpid(own, os.WNOHANG)[0] == own
 
 
 def test_early_deaths_are_answered_at_once_then_ever_later(cell: Cell) -> None:

@@ -1,0 +1,104 @@
+import asyncio
+import time
+
+import httpx
+import pytest
+
+from ipc.exposition import CONTENT_TYPE, Exposition
+from ipc.fleet_page import Cell, FleetPage, State
+from ops.ops_port import OpsPort
+
+
+@pytest.fixture
+def page() -> FleetPage:
+    """A fleet of one engine and two workers that could serve."""
+    page = FleetPage(FleetPage.create_segment(2, 1).view)
+    for cell in (page.broker, *page.engines, *page.workers):
+        cell.begin_generation(1)
+        cell.mark_alive(4711)
+        cell.state = State.READY
+    page.broker.num_peers = 1
+    return page
+
+
+def ask(page: FleetPage, path: str, *, method: str = "GET", has_started: bool = True) -> httpx.Response:
+    port = OpsPort(page, Exposition([]), heartbeat_timeout_s=1.0, engine_step_timeout_s=100.0)
+    port.has_started = has_started
+
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(port), base_url="http://ops") as client:
+            return await client.request(method, path)
+
+    return asyncio.run(send())
+
+
+def make_silent(cell: Cell, silent_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last beat was that long ago."""
+    now_ns = time.monotonic_ns()
+    with monkeypatch.context() as patch:
+        patch.setattr("ipc.fleet_page.time.monotonic_ns", lambda: now_ns - int(silent_s * 1e9))
+        cell.beat()
+
+
+def test_a_fleet_that_could_serve_is_live_ready_and_started(page: FleetPage) -> None:
+    assert [ask(page, path).status_code for path in ("/livez", "/readyz", "/startupz")] == [200, 200, 200]
+
+
+def test_a_draining_fleet_is_live_but_not_ready(page: FleetPage) -> None:
+    page.is_draining = True
+
+    assert ask(page, "/livez").status_code == 200
+    assert ask(page, "/readyz").status_code == 503
+    assert ask(page, "/readyz").json()["reasons"] == ["the fleet is draining"]
+
+
+@pytest.mark.parametrize("missing", ["engine", "broker", "workers"])
+def test_without_one_kind_of_process_nothing_can_be_served(page: FleetPage, missing: str) -> None:
+    cells = {"engine": page.engines, "broker": [page.broker], "workers": page.workers}[missing]
+    for cell in cells:
+        cell.mark_dead()
+
+    assert ask(page, "/readyz").status_code == 503
+    assert ask(page, "/livez").status_code == 200  # being replaced, which a restart of everything would not hasten
+
+
+def test_one_of_two_workers_is_enough(page: FleetPage) -> None:
+    page.workers[0].mark_dead()
+
+    assert ask(page, "/readyz").status_code == 200
+    assert ask(page, "/readyz").json()["workers_ready"] == 1
+
+
+def test_a_silent_worker_is_not_live_and_named(page: FleetPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_silent(page.workers[1], 5.0, monkeypatch)
+
+    assert ask(page, "/livez").status_code == 503
+    assert "worker 1" in ask(page, "/livez").json()["reasons"][0]
+
+
+def test_a_long_step_of_the_engine_is_no_silence_until_the_watchdog_says_so(
+    page: FleetPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_silent(page.engines[0], 50.0, monkeypatch)
+    assert ask(page, "/livez").status_code == 200
+
+    make_silent(page.engines[0], 150.0, monkeypatch)
+    assert ask(page, "/livez").status_code == 503
+
+
+def test_the_start_shows_how_far_it_is_and_is_done_for_good_once_done(page: FleetPage) -> None:
+    page.engines[0].state = State.STARTING
+    page.engines[0].progress_permille = 420
+
+    starting = ask(page, "/startupz", has_started=False)
+    assert starting.status_code == 503 and starting.json()["progress"] == 0.42
+    assert ask(page, "/startupz", has_started=True).status_code == 200
+
+
+def test_metrics_are_the_old_text_format_whatever_is_asked_for(page: FleetPage) -> None:
+    assert ask(page, "/metrics").headers["content-type"] == CONTENT_TYPE
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/models", 404), ("POST", "/readyz", 405)])
+def test_nothing_else_is_served(page: FleetPage, method: str, path: str, status: int) -> None:
+    assert ask(page, path, method=method).status_code == status
