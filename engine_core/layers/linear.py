@@ -2,8 +2,8 @@
 
 oneDNN reorders a plain weight in every call; packed once, a few rows cost 30-45 % less (SmolLM2 shapes, bf16). This is
 what torch's own inductor does when it freezes a model, through the same operators. Up to `FEW_ROWS` rows the time is
-that of reading the weight, and FBGEMM's float16 kernel reads it 40 % faster still: bfloat16 weights are packed for it a
-second time (float16 holds their eight bits exactly), and its sums are float32.
+that of reading the weight, and FBGEMM's float16 kernel reads it 40 % faster still: where the caller can spare the memory,
+bfloat16 weights are packed for it a second time (float16 holds their eight bits exactly). Its sums are float32.
 """
 
 import torch
@@ -15,13 +15,12 @@ FLOAT16_MAX = 65504.0
 
 
 class Linear:
-    """`weight` is (out_features, in_features); `bias` is (out_features,) or None."""
+    """`weight` is (out_features, in_features); `bias` is (out_features,) or None. `is_packed_twice` doubles the memory."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.out_features = weight.shape[0]
-        self._bias = bias
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, is_packed_twice: bool = False) -> None:
+        self._bias = None if bias is None else bias.clone()
         self._is_packed = can_pack(weight)
-        self._few_rows_weight = _packed_for_few_rows(weight, bias) if self._is_packed else None
+        self._few_rows_weight = _packed_for_few_rows(weight, bias) if self._is_packed and is_packed_twice else None
         self._weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_FOR_ROWS) if self._is_packed else weight
         )

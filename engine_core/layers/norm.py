@@ -6,7 +6,7 @@ from torch import Tensor
 
 class RmsNorm:
     def __init__(self, weight: Tensor, eps: float) -> None:
-        self._weight = weight  # (size,)
+        self._weight = weight.clone()  # (size,)
         self._eps = eps
         self._size = weight.shape[0]
         self._floor = torch.tensor((self._size * eps) ** 0.5, device=weight.device)

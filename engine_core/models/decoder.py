@@ -18,6 +18,8 @@ from engine_core.layers.norm import RmsNorm
 from engine_core.layers.rotary import Rotary
 from engine_core.loader import Weights
 
+SMALL_MODEL_WEIGHTS = 1_000_000_000  # a second layout of them is at most 2 GB
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -34,6 +36,18 @@ class DecoderConfig:
     has_output_bias: bool
     has_qk_norm: bool
     hf_config: dict[str, Any]  # Any: rope parameters as config.json has them
+
+    @property
+    def num_weights(self) -> int:
+        """In the dense layers and the head."""
+        attention = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
+        per_layer = self.hidden_size * (attention + 3 * self.intermediate_size)
+        return self.num_layers * per_layer + self.vocab_size * self.hidden_size
+
+    @property
+    def is_small(self) -> bool:
+        """Small enough to keep its weights in two layouts; see engine_core.layers.linear."""
+        return self.num_weights <= SMALL_MODEL_WEIGHTS
 
 
 def read_config(
@@ -79,7 +93,7 @@ def _refuse_what_is_not_computed(hf_config: dict[str, Any]) -> None:
 
 
 class Decoder:
-    """A whole model, ready to run."""
+    """A whole model, ready to run. Its tensors are its own: nothing keeps the mapped files of a checkpoint in memory."""
 
     def __init__(
         self,
@@ -95,14 +109,14 @@ class Decoder:
         """`beat` is called per layer: a long pass on a CPU is slow, not stuck."""
         self.config = config
         self._beat = beat
-        self._embedding = weights.take("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+        self._embedding = weights.take("model.embed_tokens.weight", config.vocab_size, config.hidden_size).clone()
         self._rotary = Rotary(config.head_dim, max_model_len, config.hf_config, dtype, device)
         self._layers = [
             DecoderLayer(config, weights, f"model.layers.{number}", attention, self._rotary)
             for number in range(config.num_layers)
         ]
         self._norm = RmsNorm(weights.take("model.norm.weight", config.hidden_size), config.rms_norm_eps)
-        self._lm_head = Linear(self._lm_head_weight(weights))
+        self._lm_head = Linear(self._lm_head_weight(weights), is_packed_twice=config.is_small)
         weights.finish()
 
     def __call__(
@@ -149,11 +163,12 @@ class DecoderLayer:
         self._output = Linear(
             weights.take(f"{name}.self_attn.o_proj.weight", outer, config.num_heads * config.head_dim),
             weights.take(f"{name}.self_attn.o_proj.bias", outer) if config.has_output_bias else None,
+            is_packed_twice=config.is_small,
         )
         self._intermediate_size = inner
         gate, up = (weights.take(f"{name}.mlp.{part}_proj.weight", inner, outer) for part in ("gate", "up"))
-        self._gate_up = Linear(torch.cat((gate, up)))
-        self._down = Linear(weights.take(f"{name}.mlp.down_proj.weight", outer, inner))
+        self._gate_up = Linear(torch.cat((gate, up)), is_packed_twice=config.is_small)
+        self._down = Linear(weights.take(f"{name}.mlp.down_proj.weight", outer, inner), is_packed_twice=config.is_small)
         self._q_norm = self._k_norm = None
         if config.has_qk_norm:
             self._q_norm, self._k_norm = (
@@ -185,6 +200,7 @@ def _fused_qkv(config: DecoderConfig, weights: Weights, name: str) -> Linear:
     rows = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
     sizes = {part: heads * config.head_dim for part, heads in rows.items()}
     weight = torch.cat([weights.take(f"{name}.{p}_proj.weight", size, config.hidden_size) for p, size in sizes.items()])
-    if not config.has_qkv_bias:
-        return Linear(weight)
-    return Linear(weight, torch.cat([weights.take(f"{name}.{part}_proj.bias", size) for part, size in sizes.items()]))
+    bias = None
+    if config.has_qkv_bias:
+        bias = torch.cat([weights.take(f"{name}.{part}_proj.bias", size) for part, size in sizes.items()])
+    return Linear(weight, bias, is_packed_twice=config.is_small)
