@@ -1,5 +1,7 @@
 """What a person at the terminal sees of a start: a bar while the engine loads, then one line and a command that works."""
 
+import json
+import shlex
 import sys
 from types import TracebackType
 
@@ -10,6 +12,8 @@ from config.model_folder import ModelFolder
 from config.settings import Settings
 from ipc.fleet_page import FleetPage
 from ops.resources import Resources
+
+_SHORT = {"max_tokens": 64, "temperature": 0}  # a small model at temperature 1 may ramble to the end of its context
 
 
 class StartProgress:
@@ -44,17 +48,19 @@ def show(settings: Settings, model: ModelFolder, resources: Resources) -> None:
 
 def text(settings: Settings, model: ModelFolder, resources: Resources) -> str:
     server = settings.server
-    unix_socket = f"--unix-socket {server.uds} " if server.uds else ""
+    unix_socket = f"--unix-socket {shlex.quote(server.uds)} " if server.uds else ""
     key = "-H 'authorization: Bearer YOUR_KEY' " if server.api_key else ""
     if model.chat_template is not None:
         path = "/v1/chat/completions"
-        body = f'{{"model": "{model.name}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+        question: dict[str, object] = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
     else:
         path = "/v1/completions"
-        body = f'{{"model": "{model.name}", "prompt": "The capital of France is"}}'
+        question = {"prompt": "The capital of France is"}
+    body = json.dumps({"model": model.name, **question, **_SHORT})
+    address = shlex.quote(resources.url + path)
     where = f"unix:{server.uds}" if server.uds else resources.url
     return (
         f"tokenfleet is ready: {model.name} on {where}, {resources.num_workers} workers, "
         f"probes and metrics on {resources.ops_url}\n"
-        f"  curl {unix_socket}{resources.url}{path} {key}-H 'content-type: application/json' -d '{body}'"
+        f"  curl {unix_socket}{address} {key}-H 'content-type: application/json' -d {shlex.quote(body)}"
     )

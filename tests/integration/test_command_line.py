@@ -1,5 +1,6 @@
 """The command line as an operator meets it: one line for each mistake, no traceback, and an exit code that means it."""
 
+import shlex
 import socket
 import subprocess
 import sys
@@ -97,6 +98,17 @@ def test_check_prints_every_value_with_its_origin(model_folder: Path, tmp_path: 
     assert origins["seed"] == ("3", "TOKENFLEET_SEED")
     assert origins["port"] == ("9999", "--port")
     assert origins["host"] == ("127.0.0.1", "default")
+
+
+def test_the_command_of_the_ready_line_gets_its_answer(core_fleet: Fleet) -> None:
+    core_fleet.wait_until(lambda: "  curl " in core_fleet.log, timeout_s=10)  # it follows the first ready probe
+    [line] = [line for line in core_fleet.log.splitlines() if line.startswith("  curl ")]
+    _, url, *rest = shlex.split(line)
+    body = rest[rest.index("-d") + 1]
+
+    answer = httpx.post(url, content=body, headers={"content-type": "application/json"}, timeout=30)
+
+    assert "Paris" in answer.json()["choices"][0]["message"]["content"]
 
 
 def test_wiretap_shows_a_request_on_its_way(sim_fleet: Fleet, tmp_path: Path) -> None:
