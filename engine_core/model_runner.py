@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from config.model_folder import ModelFolder
 from config.settings import Settings
-from engine_core.attention.base import AttentionBackend, AttentionMetadata, Run, SequenceSpan
-from engine_core.attention.cpu import cpu_attention
+from engine_core.attention.base import AttentionBackend, AttentionMetadata, SingleTokens
 from engine_core.attention.reference import reference_attention
-from engine_core.batch_inputs import BatchInputBuilder
+from engine_core.batch_inputs import build_inputs
 from engine_core.batch_state import BatchState
 from engine_core.errors import CannotBoot
 from engine_core.kv_cache import KvCache, allocate_kv_cache
@@ -52,9 +52,8 @@ def build_runner(
         if settings.model.load_format == "dummy"
         else Checkpoint(Path(model.path), dtype, device, loaded)
     )
-    attention: AttentionBackend = cpu_attention if device.type == "cpu" else reference_attention
     decoder = Decoder(
-        config, weights, attention, max_model_len=model.max_model_len, dtype=dtype, device=device, beat=beat
+        config, weights, _attention(device), max_model_len=model.max_model_len, dtype=dtype, device=device, beat=beat
     )
     kv_cache = allocate_kv_cache(config, settings.engine, max_model_len=model.max_model_len, dtype=dtype, device=device)
     logger.info(
@@ -81,7 +80,7 @@ class ModelRunner:
         self.num_blocks = kv_cache.num_blocks
         self.kv_cache = kv_cache
         self._decoder, self._pools = decoder, kv_cache.pools
-        self._inputs = BatchInputBuilder(state, device)
+        self._state = state
         self._sampler = Sampler(state)
         self._device = device
 
@@ -94,7 +93,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Computed:
-        inputs = self._inputs.build(plan)
+        inputs = build_inputs(self._state, plan, self._device)
         hidden = self._decoder(inputs.token_ids, inputs.positions, self._pools, inputs.metadata)
         rows = plan.sampled_rows
         if len(rows) == 0:
@@ -105,8 +104,10 @@ class ModelRunner:
 
     def _warm_pass(self, num_tokens: int) -> None:
         numbers = torch.arange(num_tokens, device=self._device)
-        spans = tuple(SequenceSpan(n, 1, (Run(0, n + 1),)) for n in range(num_tokens))
-        metadata = AttentionMetadata(spans=spans, slot_mapping=numbers)
+        block_size = self._state.block_size
+        places = np.arange(num_tokens, dtype=np.int32)
+        block_tables = np.tile(np.arange(-(-num_tokens // block_size), dtype=np.int32), (num_tokens, 1))
+        metadata = AttentionMetadata(SingleTokens(places, block_tables, places + 1, block_size), (), numbers)
         hidden = self._decoder(torch.zeros_like(numbers), numbers, self._pools, metadata)
         self._decoder.logits(hidden)
 
@@ -119,8 +120,18 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _attention(device: torch.device) -> AttentionBackend:
+    if device.type != "cpu":
+        return reference_attention
+    from engine_core.attention.cpu import cpu_attention  # Numba and LLVM: 80 MB that only a CPU engine needs
+
+    return cpu_attention
+
+
 def _dtype(name: str, model: ModelFolder, device: torch.device) -> torch.dtype:
-    """`auto` is the checkpoint's, and on a CPU without bf16 arithmetic float32."""
+    """`auto` is the checkpoint's, and on a CPU without bf16 arithmetic float32. Raises CannotBoot."""
+    if name == "float16" and device.type == "cpu":
+        raise CannotBoot("--dtype float16 is not computed on a CPU: use bfloat16 or float32")
     if name != "auto":
         return DTYPES[name]
     declared = str(model.hf_config.get("dtype") or model.hf_config.get("torch_dtype") or "float32")

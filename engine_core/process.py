@@ -22,7 +22,6 @@ from engine_core.outbox import Outbox
 from engine_core.plan import Runner
 from engine_core.scheduler import Scheduler
 from engine_core.sim import build_sim_runner
-from engine_core.threads import yield_early
 from ipc.doorbell import Doorbell
 from ipc.fleet_page import Cell, FleetPage, State
 from ipc.handles import EngineHandles
@@ -107,7 +106,6 @@ def _build_runner(
 ) -> Runner:
     if settings.engine.engine == "sim":
         return build_sim_runner(settings.engine, model, state)
-    yield_early()  # before torch
     from engine_core.model_runner import build_runner  # torch: the sim engine starts without its second and 200 MB
 
     return build_runner(settings, model, state, progress, beat)

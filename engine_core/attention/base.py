@@ -8,6 +8,8 @@ A backend with another page layout owns another pool shape: the model passes the
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -21,17 +23,28 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class SequenceSpan:
-    """One sequence's part of a step."""
+    """A sequence with several new tokens in a step."""
 
     first_token: int  # where its new tokens start among the step's
     num_new: int
-    context: tuple[Run, ...]  # K/V that was there before the step; for a single new token that token's slot is included
+    context: tuple[Run, ...]  # K/V that was there before the step
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class SingleTokens:
+    """The sequences with one new token, as a struct of m rows."""
+
+    tokens: NDArray[np.int32]  # (m,) their tokens' places among the step's
+    block_tables: NDArray[np.int32]  # (m, width) blocks in order; what lies behind a sequence's last one is undefined
+    lengths: NDArray[np.int32]  # (m,) tokens to attend to, the new one included
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AttentionMetadata:
     """Shared by all layers of one step."""
 
+    singles: SingleTokens
     spans: tuple[SequenceSpan, ...]
     slot_mapping: Tensor  # (num_tokens,) int64: where each new token's K/V is stored
 

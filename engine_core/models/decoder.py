@@ -18,8 +18,6 @@ from engine_core.layers.norm import RmsNorm
 from engine_core.layers.rotary import Rotary
 from engine_core.loader import Weights
 
-SMALL_MODEL_WEIGHTS = 1_000_000_000  # a second layout of them is at most 2 GB
-
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -36,18 +34,6 @@ class DecoderConfig:
     has_output_bias: bool
     has_qk_norm: bool
     hf_config: dict[str, Any]  # Any: rope parameters as config.json has them
-
-    @property
-    def num_weights(self) -> int:
-        """In the dense layers and the head."""
-        attention = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
-        per_layer = self.hidden_size * (attention + 3 * self.intermediate_size)
-        return self.num_layers * per_layer + self.vocab_size * self.hidden_size
-
-    @property
-    def is_small(self) -> bool:
-        """Small enough to keep its weights in two layouts; see engine_core.layers.linear."""
-        return self.num_weights <= SMALL_MODEL_WEIGHTS
 
 
 def read_config(
@@ -116,7 +102,7 @@ class Decoder:
             for number in range(config.num_layers)
         ]
         self._norm = RmsNorm(weights.take("model.norm.weight", config.hidden_size), config.rms_norm_eps)
-        self._lm_head = Linear(self._lm_head_weight(weights), is_packed_twice=config.is_small)
+        self._lm_head = Linear(self._lm_head_weight(weights))
         weights.finish()
 
     def __call__(
@@ -132,7 +118,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(num_rows, hidden_size) → (num_rows, vocab_size) float32"""
-        return self._lm_head.in_float32(hidden)
+        return self._lm_head(hidden).float()
 
     def _lm_head_weight(self, weights: Weights) -> Tensor:
         config = self.config
@@ -163,12 +149,11 @@ class DecoderLayer:
         self._output = Linear(
             weights.take(f"{name}.self_attn.o_proj.weight", outer, config.num_heads * config.head_dim),
             weights.take(f"{name}.self_attn.o_proj.bias", outer) if config.has_output_bias else None,
-            is_packed_twice=config.is_small,
         )
         self._intermediate_size = inner
         gate, up = (weights.take(f"{name}.mlp.{part}_proj.weight", inner, outer) for part in ("gate", "up"))
-        self._gate_up = Linear(torch.cat((gate, up)), is_packed_twice=config.is_small)
-        self._down = Linear(weights.take(f"{name}.mlp.down_proj.weight", outer, inner), is_packed_twice=config.is_small)
+        self._gate_up = Linear(torch.cat((gate, up)))
+        self._down = Linear(weights.take(f"{name}.mlp.down_proj.weight", outer, inner))
         self._q_norm = self._k_norm = None
         if config.has_qk_norm:
             self._q_norm, self._k_norm = (
@@ -203,4 +188,4 @@ def _fused_qkv(config: DecoderConfig, weights: Weights, name: str) -> Linear:
     bias = None
     if config.has_qkv_bias:
         bias = torch.cat([weights.take(f"{name}.{part}_proj.bias", size) for part, size in sizes.items()])
-    return Linear(weight, bias, is_packed_twice=config.is_small)
+    return Linear(weight, bias)

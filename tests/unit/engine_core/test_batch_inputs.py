@@ -4,11 +4,12 @@ import numpy as np
 import torch
 
 from engine_core.attention.base import Run, SequenceSpan
-from engine_core.batch_inputs import BatchInputBuilder
+from engine_core.batch_inputs import build_inputs
 from engine_core.batch_state import BatchState
 from engine_core.plan import StepPlan
 
 BLOCK = 4
+CPU = torch.device("cpu")
 
 
 def state_with_rows() -> BatchState:
@@ -39,37 +40,33 @@ def plan_of(entries: list[tuple[int, int, int]], state: BatchState, changed: tup
 
 def test_a_decode_beside_a_chunk() -> None:
     state = state_with_rows()
-    builder = BatchInputBuilder(state, torch.device("cpu"))
 
-    inputs = builder.build(plan_of([(0, 8, 1), (2, 2, 4)], state))
+    inputs = build_inputs(state, plan_of([(0, 8, 1), (2, 2, 4)], state), CPU)
 
     assert inputs.token_ids.tolist() == [108, 302, 303, 304, 305]
     assert inputs.positions.tolist() == [8, 2, 3, 4, 5]
     assert inputs.sampled_tokens.tolist() == [0], "the chunk ends before the last known token"
     assert inputs.metadata.slot_mapping.tolist() == [8, 42, 43, 44, 45]
-    assert inputs.metadata.spans == (
-        SequenceSpan(0, 1, (Run(20, 8), Run(8, 1))),  # with its own token; blocks 5 and 6 are one run
-        SequenceSpan(1, 4, (Run(40, 2),)),  # without: the chunk's K/V is at hand
-    )
+    singles = inputs.metadata.singles
+    assert singles.tokens.tolist() == [0] and singles.lengths.tolist() == [9], "with its own token"
+    assert singles.block_tables.tolist() == [[5, 6, 2]]
+    assert inputs.metadata.spans == (SequenceSpan(1, 4, (Run(40, 2),)),), "without: the chunk's K/V is at hand"
 
 
 def test_the_last_chunk_is_sampled_at_its_last_token() -> None:
     state = state_with_rows()
 
-    inputs = BatchInputBuilder(state, torch.device("cpu")).build(plan_of([(0, 8, 1), (2, 4, 3)], state))
+    inputs = build_inputs(state, plan_of([(0, 8, 1), (2, 4, 3)], state), CPU)
 
     assert inputs.sampled_tokens.tolist() == [0, 3]
 
 
-def test_a_row_that_grows_keeps_its_runs_and_one_that_changes_hands_forgets_them() -> None:
+def test_a_chunk_of_one_token_is_a_single_token_whatever_its_place() -> None:
     state = state_with_rows()
-    builder = BatchInputBuilder(state, torch.device("cpu"))
-    builder.build(plan_of([(2, 6, 1)], state))
 
-    state.block_table[2, 2], state.num_blocks[2], state.num_tokens[2] = 12, 3, 9
-    grown = builder.build(plan_of([(2, 8, 1)], state, changed=()))
-    state.block_table[2, 0], state.num_blocks[2], state.num_tokens[2] = 1, 1, 2
-    taken_over = builder.build(plan_of([(2, 1, 1)], state, changed=(2,)))
+    inputs = build_inputs(state, plan_of([(0, 3, 6), (2, 6, 1)], state), CPU)
 
-    assert grown.metadata.spans[0].context == (Run(40, 9),)
-    assert taken_over.metadata.spans[0].context == (Run(4, 2),)
+    singles = inputs.metadata.singles
+    assert singles.tokens.tolist() == [6] and singles.lengths.tolist() == [7]
+    assert singles.block_tables.tolist() == [[10, 11]]
+    assert inputs.metadata.spans == (SequenceSpan(0, 6, (Run(20, 3),)),)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -16,7 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from engine_core.attention.base import AttentionMetadata, SequenceSpan
+from engine_core.attention.base import AttentionMetadata, SequenceSpan, SingleTokens
 from engine_core.attention.cpu import cpu_attention
 from engine_core.errors import CannotBoot
 from engine_core.loader import Checkpoint
@@ -65,9 +66,12 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     ids = torch.randint(0, 99, (50,))
     pools = [torch.zeros(64, 2, config.num_kv_heads, config.head_dim) for _ in range(config.num_layers)]
     positions = torch.arange(50)
+    nothing = np.zeros(0, np.int32)
+    no_singles = SingleTokens(nothing, nothing.reshape(0, 0), nothing, block_size=16)
+    metadata = AttentionMetadata(no_singles, (SequenceSpan(0, 50, ()),), positions)
 
     with torch.inference_mode():
-        hidden = decoder(ids, positions, pools, AttentionMetadata((SequenceSpan(0, 50, ()),), positions))
+        hidden = decoder(ids, positions, pools, metadata)
         logits = decoder.logits(hidden)
         expected = reference(ids.unsqueeze(0)).logits[0]
 
