@@ -47,6 +47,9 @@ class AsgiWriter:
         if self.is_paused and self._listener is not None:
             self._listener.on_paused()
 
+    def write_last(self, data: bytes) -> None:
+        self.write(data)
+
     def abort(self) -> None:
         """There is no connection to drop: the response just ends here."""
         self._is_finished = True

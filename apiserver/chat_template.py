@@ -41,6 +41,7 @@ class ChatTemplate:
         self._special_tokens, self._max_chars = special_tokens, max_chars
         try:
             self._template = environment.from_string(source)
+            self._template.globals = dict(self._template.globals)  # a ChainMap is walked key by key per rendering
             tree = environment.parse(source)
             self.takes_documents = "documents" in meta.find_undeclared_variables(tree)
         except jinja2.TemplateSyntaxError as error:

@@ -30,15 +30,18 @@ class Detokenizer(Protocol):
         ...
 
 
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+
+
 class TableDetokenizer:
     """Over the byte strings of a TokenTable."""
+
+    __slots__ = ("_decoder", "_pieces", "_skipped", "is_clean")
 
     def __init__(self, table: TokenTable, *, skip_special_tokens: bool) -> None:
         self._pieces = table.pieces
         self._skipped = table.special_ids if skip_special_tokens else frozenset()
-        self._decoder = codecs.getincrementaldecoder("utf-8")(
-            errors="replace"
-        )  # replaces as Rust's lossy decoding does
+        self._decoder = _Utf8Decoder(errors="replace")  # replaces as Rust's lossy decoding does
         self.is_clean = True
 
     def feed(self, token_ids: Sequence[int]) -> str:

@@ -51,6 +51,10 @@ class Sink(Protocol):
     tokens: list[int]
     """Token ids not yet flushed; the client appends, the sink takes."""
 
+    def take(self, token: int, now_s: float) -> None:
+        """One token, the only one of this wake-up, to be used at once."""
+        ...
+
     def flush(self, now_s: float) -> None:
         """`tokens` has grown: once per wake-up."""
         ...
@@ -87,12 +91,12 @@ class EngineClient:
         connect: Callable[[Callable[[], list[int]]], Broker],
         block_size: int,
         enable_prefix_caching: bool,
-        count_tokens: Callable[[int], object] = lambda _num_tokens: None,
+        on_drained: Callable[[int], object] = lambda _num_tokens: None,
     ) -> None:
-        """`count_tokens` hears, once per wake-up, how many tokens the engines have made."""
+        """`on_drained` hears, at the end of each wake-up, how many tokens the engines have made."""
         self._slot, self._generation = slot, generation
         self._rings, self._doorbell = rings, doorbell
-        self._count_tokens = count_tokens
+        self._on_drained = on_drained
         self._block_size = block_size if enable_prefix_caching else 0
         self._sinks: dict[int, Sink] = {}
         self._next_number = 1
@@ -214,29 +218,46 @@ class EngineClient:
             return
         if not payloads:
             return
-        sink_of = self._sinks.get
         touched: list[Sink] = []
         ended: list[Finish | Failure] = []
         num_made = 0
+        hand_out = self._hand_out if len(payloads) == 1 else self._collect
         for payload in payloads:
             words = payload.cast("I").tolist()
             num_tokens = words[0]
             middle = HEADER_WORDS + num_tokens
             num_made += num_tokens
-            for number, token in zip(words[HEADER_WORDS:middle], words[middle : middle + num_tokens], strict=True):
-                sink = sink_of(number)
-                if sink is not None:
-                    sink.tokens.append(token)
-                    touched.append(sink)
+            hand_out(words[HEADER_WORDS:middle], words[middle : middle + num_tokens], touched)
             if words[1] or words[2] or words[3]:
                 num_made += self._take_rest(payload, words, touched, ended)
         ring.release()
-        self._count_tokens(num_made)
         self._flush(touched)
         for end in ended:
             self._end(end)
+        self._on_drained(num_made)
         if len(payloads) == RECORDS_PER_WAKE_UP and self._loop is not None:
             self._loop.call_soon(self._drain_ring, ring)
+
+    def _hand_out(self, numbers: list[int], tokens: list[int], _touched: list[Sink]) -> None:
+        """The only record of this wake-up: no stream stands twice in it."""
+        sink_of = self._sinks.get
+        now_s = time.monotonic()
+        for number, token in zip(numbers, tokens, strict=True):
+            sink = sink_of(number)
+            if sink is not None:
+                try:
+                    sink.take(token, now_s)
+                except Exception:
+                    self._on_crash(sink)
+
+    def _collect(self, numbers: list[int], tokens: list[int], touched: list[Sink]) -> None:
+        """One of several records: what they have for one stream leaves together."""
+        sink_of = self._sinks.get
+        for number, token in zip(numbers, tokens, strict=True):
+            sink = sink_of(number)
+            if sink is not None:
+                sink.tokens.append(token)
+                touched.append(sink)
 
     def _flush(self, touched: list[Sink]) -> None:
         """A stream that several records touched stands several times here, and is flushed once."""

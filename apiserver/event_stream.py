@@ -50,6 +50,7 @@ class Writer(Protocol):
     def listen(self, listener: ConnectionListener) -> None: ...
     def open(self) -> None: ...
     def write(self, data: bytes) -> None: ...
+    def write_last(self, data: bytes) -> None: ...
     async def finish(self) -> None: ...
     def abort(self) -> None: ...
     def close(self) -> None: ...
@@ -58,14 +59,29 @@ class Writer(Protocol):
 class StreamedChoice(Choice):
     """Writes its text as events."""
 
+    __slots__ = ("_prefix", "_response", "_suffix", "is_closed")
+
     def __init__(self, index: int, text: TextStream, metrics: WorkerMetrics, response: "StreamedResponse") -> None:
         super().__init__(index, text, metrics, response.on_end)
         self._response = response
         self._prefix, self._suffix = response.events.delta(index)
         self.is_closed = False  # its last event is written
 
+    def take(self, token: int, now_s: float) -> None:
+        """The hot path, once per stream and engine step: a whole token's text stands ready in the table."""
+        table = self.text.ready
+        piece = table[token] if table is not None else None
+        response = self._response
+        if piece is None or not response.can_write or self.tokens:
+            self.tokens.append(token)
+            self.flush(now_s)
+            return
+        self.text.num_tokens += 1
+        self.note_tokens(1, now_s)
+        response.write(self._prefix + piece + self._suffix)
+
     def flush(self, now_s: float) -> None:
-        """The hot path: once per stream and engine step."""
+        """The exact way, for any number of tokens, a client that does not read, and stop strings."""
         response = self._response
         if not response.can_write:
             response.hold(self)
@@ -99,6 +115,11 @@ class StreamedChoice(Choice):
 class StreamedResponse:
     """All choices of one request on one connection, whose listener it is."""
 
+    __slots__ = (
+        "_client", "_done", "_first_output", "_is_gone", "_max_held_tokens", "_metrics", "_num_open", "_request",
+        "_writer", "can_write", "choices", "events", "usage", "write",
+    )  # fmt: skip
+
     def __init__(
         self,
         request: GenerationRequest,
@@ -120,6 +141,7 @@ class StreamedResponse:
         self._is_gone = False
         self.choices = [StreamedChoice(index, text, metrics, self) for index, text in enumerate(texts)]
         self._num_open = len(self.choices)
+        self.usage: Usage | None = None  # once all choices have ended
 
     @property
     def was_disconnected(self) -> bool:
@@ -201,12 +223,15 @@ class StreamedResponse:
         choice.is_closed = True
         self._num_open -= 1
         data = choice.last_events()
-        if self._num_open == 0:
-            if self._request.include_usage and all(other.error is None for other in self.choices):
-                data += self.events.usage(generation.usage_of(self._request, self.choices))
-            data += DONE
-            self._done.set_result(None)
-        self.write(data)
+        if self._num_open:
+            self.write(data)
+            return
+        assert self._writer is not None
+        self.usage = generation.usage_of(self._request, self.choices)
+        if self._request.include_usage and all(other.error is None for other in self.choices):
+            data += self.events.usage(self.usage)
+        self._writer.write_last(data + DONE)
+        self._done.set_result(None)
 
     def _wake(self) -> None:
         if not self._first_output.done():

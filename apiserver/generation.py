@@ -6,7 +6,8 @@ A choice counts its tokens, turns them into text and measures its latencies. Wha
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from apiserver.engine_client import EngineClient, StreamError
 from apiserver.errors import ApiError, GenerationFailed, InvalidRequest, Overloaded
@@ -16,8 +17,7 @@ from ipc.messages import SamplingParams, StreamId
 from ipc.record import NO_STOP_TOKEN, Finish, FinishCode
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(Struct, frozen=True):
     """Token ids as they go over the wire: little-endian u32."""
 
     ids: bytes
@@ -27,8 +27,7 @@ class Prompt:
         return len(self.ids) // 4
 
 
-@dataclass(frozen=True)
-class GenerationRequest:
+class GenerationRequest(Struct, frozen=True, kw_only=True):
     """What every route is reduced to."""
 
     request_id: str
@@ -65,8 +64,7 @@ def replace_params(sampling: SamplingParams, *, max_tokens: int, seed: int | Non
     return SamplingParams(**{**fields, "max_tokens": max_tokens, "seed": seed})
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
@@ -74,6 +72,11 @@ class Usage:
 
 class Choice:
     """One stream on its way to the client. `index` is the choice's place in the response."""
+
+    __slots__ = (
+        "_first_token_s", "_last_token_s", "_metrics", "_on_end", "_submitted_s", "engine_finish", "error",
+        "finish_reason", "index", "stop_reason", "stream_id", "text", "tokens",
+    )  # fmt: skip
 
     def __init__(
         self, index: int, text: TextStream, metrics: WorkerMetrics, on_end: Callable[["Choice"], None]
@@ -105,6 +108,11 @@ class Choice:
             return self.engine_finish.num_output_tokens
         return self.text.num_tokens
 
+    def take(self, token: int, now_s: float) -> None:
+        """One token, to be used at once."""
+        self.tokens.append(token)
+        self.flush(now_s)
+
     def flush(self, now_s: float) -> None:
         raise NotImplementedError
 
@@ -133,7 +141,7 @@ class Choice:
         """`count` tokens arrived now. One observation, whatever the count: the latencies in between are their mean."""
         last_s, self._last_token_s = self._last_token_s, now_s
         if last_s:
-            self._metrics.itl.observe_many((now_s - last_s) / count, count)
+            self._metrics.itl.observe((now_s - last_s) / count, count)
         else:
             self._first_token_s = now_s
             self._metrics.ttft.observe(now_s - self._submitted_s)
@@ -145,7 +153,7 @@ class Choice:
         self._metrics.ttft.observe(ttft_s)
         num_gaps = finish.num_output_tokens - 1
         if num_gaps > 0:
-            self._metrics.itl.observe_many(finish.decode_us / 1e6 / num_gaps, num_gaps)
+            self._metrics.itl.observe(finish.decode_us / 1e6 / num_gaps, num_gaps)
 
     def _record(self, finish: Finish) -> None:
         metrics, end_s = self._metrics, time.monotonic()
@@ -172,6 +180,8 @@ class Choice:
 
 class CollectedChoice(Choice):
     """Keeps its text for one body. Without stop strings the engine delivers all tokens at once, with the finish."""
+
+    __slots__ = ("_parts", "_stop")
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 EXTENSION = "tokenfleet.stream_writer"
+CONTINUE = b"HTTP/1.1 100 "
 
 
 class ConnectionListener(Protocol):
@@ -32,12 +33,38 @@ class ConnectionListener(Protocol):
         ...
 
 
+class JoiningTransport:
+    """What uvicorn's cycle writes to: holds the head of a response until there is body, so that both leave in one write."""
+
+    __slots__ = ("_is_at_head", "_transport", "held", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport, self.is_closing = transport, transport.is_closing
+        self._is_at_head = True
+        self.held = b""  # goes out in front of the next write
+
+    def write(self, data: bytes) -> None:
+        if self.held:
+            data, self.held = self.held + data, b""
+        elif self._is_at_head and not data.startswith(CONTINUE):
+            self._is_at_head, self.held = False, data
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        if self.held:
+            self.write(b"")
+        self._transport.close()
+
+
 class StreamWriter:
     """The body of one response, written piece by piece."""
 
-    def __init__(self, protocol: "FleetHttpProtocol", cycle: RequestResponseCycle) -> None:
-        self._protocol, self._cycle = protocol, cycle
-        self._transport: asyncio.Transport = cycle.transport
+    __slots__ = ("_cycle", "_is_chunked", "_joining", "_protocol", "_transport")
+
+    def __init__(self, protocol: "FleetHttpProtocol", cycle: RequestResponseCycle, joining: JoiningTransport) -> None:
+        self._protocol, self._cycle, self._joining = protocol, cycle, joining
+        self._transport: asyncio.Transport = protocol.transport
         self._is_chunked = cycle.scope["http_version"] != "1.0"
 
     @property
@@ -62,12 +89,18 @@ class StreamWriter:
     def write(self, data: bytes) -> None:
         """One piece of the body; `data` is not empty. Neither while paused nor after a disconnect."""
         if self._is_chunked:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._joining.held:
+            self._joining.write(data)
         else:
             self._transport.write(data)
 
+    def write_last(self, data: bytes) -> None:
+        """The last piece: leaves together with the end of the body, which the last ASGI message brings."""
+        self._joining.held += b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data
+
     async def finish(self) -> None:
-        """Everything is with the transport already; the last ASGI message goes behind it."""
+        """Everything is with the transport already, or leaves with the last ASGI message."""
 
     def abort(self) -> None:
         """Drop the connection with all it has not sent: the client does not read."""
@@ -84,7 +117,10 @@ class FleetHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not previous:  # else an upgrade took the connection
             # The cycle's task runs in a later turn of the loop, so the scope may still grow.
-            self.scope["extensions"] = {EXTENSION: StreamWriter(self, self.cycle)}  # type: ignore[dict-item]  # ours
+            joining = JoiningTransport(self.transport)
+            if self.scope["method"] != "HEAD":  # which has no body to join
+                self.cycle.transport = joining  # type: ignore[assignment]  # the part of a transport that a cycle uses
+            self.scope["extensions"] = {EXTENSION: StreamWriter(self, self.cycle, joining)}  # type: ignore[dict-item]
 
     def pause_writing(self) -> None:
         super().pause_writing()

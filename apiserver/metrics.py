@@ -62,13 +62,36 @@ def instruments(model_name: str, max_model_len: int) -> list[Instrument]:
     ]
 
 
+class RunHistogram:
+    """A histogram whose observations come in runs of equal ones: the tokens of one drain have waited equally long."""
+
+    __slots__ = ("_histogram", "_times", "_value")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._value, self._times = 0.0, 0
+
+    def observe(self, value: float, times: int) -> None:
+        """Shows after the next `flush`, or when another value comes."""
+        if value == self._value:
+            self._times += times
+            return
+        self.flush()
+        self._value, self._times = value, times
+
+    def flush(self) -> None:
+        if self._times:
+            self._histogram.observe_many(self._value, self._times)
+            self._times = 0
+
+
 class WorkerMetrics:
     """Handles, looked up once. Latencies are recorded per choice, tokens and requests as vLLM counts them."""
 
     def __init__(self, view: memoryview, model_name: str, max_model_len: int) -> None:
         self._writer = writer = MetricsWriter(view, instruments(model_name, max_model_len))
         self.ttft = writer.histogram("vllm:time_to_first_token_seconds")
-        self.itl = writer.histogram("vllm:inter_token_latency_seconds")
+        self.itl = RunHistogram(writer.histogram("vllm:inter_token_latency_seconds"))
         self.time_per_token = writer.histogram("vllm:request_time_per_output_token_seconds")
         self.e2e = writer.histogram("vllm:e2e_request_latency_seconds")
         self.queue_time = writer.histogram("vllm:request_queue_time_seconds")
@@ -92,6 +115,11 @@ class WorkerMetrics:
         self._ended: dict[str, Counter] = {}
         self._shed: dict[str, Counter] = {}
         self._http: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def on_drained(self, num_tokens: int) -> None:
+        """The engines had made this many tokens, and all of them are handed out."""
+        self.generation_tokens.inc(num_tokens)
+        self.itl.flush()
 
     def ended(self, reason: str) -> Counter:
         """`reason`: stop, length, abort or error."""

@@ -20,6 +20,10 @@ from apiserver.token_table import TokenTable, escape
 class TextStream:
     """Feed it ids as they come; `finish` once, unless a stop string matched."""
 
+    __slots__ = (
+        "_detokenizer", "_escaped", "_has_stop_token", "_min_tokens", "_stop", "has_stop_strings", "num_tokens", "ready",
+    )  # fmt: skip
+
     def __init__(
         self,
         table: TokenTable | None,
@@ -37,6 +41,9 @@ class TextStream:
         self._has_stop_token = include_stop
         self.has_stop_strings = self._stop is not None
         self.num_tokens = 0
+        self.ready: list[bytes | None] | None = None
+        """The token table, while a whole token's text may be taken from it as it stands (and counted); else None."""
+        self._look_whether_ready()
 
     @property
     def matched_stop(self) -> str | None:
@@ -45,19 +52,15 @@ class TextStream:
 
     def feed_escaped(self, token_ids: Sequence[int]) -> bytes:
         """The text these ids complete, as it stands inside a JSON string; empty while it is held back."""
-        escaped = self._escaped
-        if escaped is not None and self._detokenizer.is_clean:
-            if len(token_ids) == 1:
-                piece = escaped[token_ids[0]]
-                if piece is not None:
-                    self.num_tokens += 1
-                    return piece
-            else:
-                pieces = [escaped[number] for number in token_ids]
-                if None not in pieces:
-                    self.num_tokens += len(pieces)
-                    return b"".join(pieces)  # type: ignore[arg-type]  # no None among them
-        return escape(self.feed(token_ids))
+        table = self.ready
+        if table is not None:
+            pieces = [table[number] for number in token_ids]
+            if None not in pieces:
+                self.num_tokens += len(pieces)
+                return b"".join(pieces)  # type: ignore[arg-type]  # no None among them
+        piece = escape(self.feed(token_ids))
+        self._look_whether_ready()
+        return piece
 
     def feed(self, token_ids: Sequence[int]) -> str:
         """The exact way. After a stop string has matched nothing comes any more, and nothing is counted."""
@@ -74,6 +77,9 @@ class TextStream:
             if self._stop.matched is not None:
                 break
         return "".join(parts)
+
+    def _look_whether_ready(self) -> None:
+        self.ready = self._escaped if self._detokenizer.is_clean else None
 
     def finish(self, stop_token_id: int | None = None) -> str:
         """What is still held back when the engine has ended the sequence, by this token if by one."""

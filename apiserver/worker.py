@@ -92,7 +92,7 @@ def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandl
         connect=lambda in_flight: WorkerSocket(handles.broker_endpoint, handles.slot, handles.generation, in_flight),
         block_size=settings.engine.block_size,
         enable_prefix_caching=settings.engine.enable_prefix_caching,
-        count_tokens=metrics.generation_tokens.inc,
+        on_drained=metrics.on_drained,
     )
     return Services(
         settings=settings,
@@ -140,6 +140,7 @@ class Heart:
         now_s = time.monotonic()
         services, state = self._services, self._server.server_state
         services.metrics.loop_lag.observe(max(0.0, now_s - self._due_s))
+        services.metrics.itl.flush()
         services.metrics.open_connections.set(len(state.connections))
         services.metrics.open_streams.set(services.client.num_streams)
         services.client.receive()

@@ -8,11 +8,13 @@ A line leaves in one write call, so that lines of several processes never mix. P
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_PLAIN_WORD = re.compile(r"[!#-<>-~]+")  # printable ASCII but space, quote and equals sign
 _QUIET_LIBRARIES = ("asyncio", "uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "fastokens")
 
 
@@ -24,6 +26,9 @@ def configure(role: str, *, level: str, log_format: Literal["text", "json"]) -> 
     for name in _QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(True)
+    # What no line shows need not be looked up for every record (Python's logging HOWTO, "Optimization").
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 class TextFormatter(logging.Formatter):
@@ -62,13 +67,13 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:  # Any: a field is wha
 
 
 def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{datetime.fromtimestamp(record.created, UTC).isoformat(timespec='milliseconds')[:-6]}Z"
 
 
 def _shown(value: object) -> str:
     """Bare when it is one word, quoted otherwise: a line is split at its spaces, and never ends early."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if text and not any(c.isspace() or c in '"=' or not c.isprintable() for c in text) else json.dumps(text)
+    return text if _PLAIN_WORD.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:

@@ -2,7 +2,7 @@
 streams, the answer, the log line."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -72,14 +72,15 @@ async def answer(
         try:
             await response.run(scope, receive, send)
         finally:
-            _log(log, request, list(response.choices), response.was_disconnected)
+            usage = response.usage or generation.usage_of(request, response.choices)
+            _log(log, request, response.choices, usage, response.was_disconnected)
         return
     choices = await collect(request, texts, client, metrics, scope, receive)
     if choices is None:
         log["is_disconnected"] = True
         raise ClientLeft
-    usage = generation.usage_of(request, list(choices))
-    _log(log, request, list(choices), False)
+    usage = generation.usage_of(request, choices)
+    _log(log, request, choices, usage, False)
     await send_body(send, body(response_id, model, choices, usage))
 
 
@@ -95,9 +96,10 @@ def _text_stream(request: GenerationRequest, services: Services) -> TextStream:
     )
 
 
-def _log(log: dict[str, Any], request: GenerationRequest, choices: list[Choice], is_disconnected: bool) -> None:
+def _log(
+    log: dict[str, Any], request: GenerationRequest, choices: Sequence[Choice], usage: Usage, is_disconnected: bool
+) -> None:
     """Counts and times only: never text."""
-    usage = generation.usage_of(request, choices)
     ttfts_s = [choice.ttft_s for choice in choices if choice.ttft_s is not None]
     log.update(
         is_stream=request.is_stream,

@@ -1,6 +1,6 @@
 """Response bodies and stream events as clients read them: chat and completion, whole and in chunks.
 
-Chunks are not built per token: a stream's event is made once, with a mark where the text goes, and cut there.
+Chunks are not built per token, and the bytes of a stream's events are put together without an encoder where they can be.
 """
 
 import time
@@ -10,7 +10,6 @@ import msgspec
 
 from apiserver.generation import CollectedChoice, Usage
 
-TEXT_MARK = "\ue000tokenfleet text\ue000"  # private use: no model name or id holds it
 _encode = msgspec.json.encode
 
 
@@ -23,82 +22,55 @@ def usage_object(usage: Usage) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def event(content: dict[str, Any]) -> bytes:
-    return b"data: " + _encode(content) + b"\n\n"
+class _Events:
+    """What both kinds of stream share: an event is put together from bytes around what changes."""
 
-
-def _cut(content: dict[str, Any]) -> tuple[bytes, bytes]:
-    """The halves of an event around its text."""
-    prefix, suffix = event(content).split(_encode(TEXT_MARK)[1:-1])
-    return prefix, suffix
-
-
-class ChatEvents:
-    """Events of one streamed chat: apiserver.event_stream.Events."""
+    kind: str
 
     def __init__(self, response_id: str, model: str) -> None:
-        self._base: dict[str, Any] = {
-            "id": response_id,
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def opening(self, index: int) -> bytes:
-        return event(self._chunk(index, {"role": "assistant", "content": ""}))
-
-    def delta(self, index: int) -> tuple[bytes, bytes]:
-        return _cut(self._chunk(index, {"content": TEXT_MARK}))
-
-    def closing(self, index: int, finish_reason: str, stop_reason: str | int | None) -> bytes:
-        return event(self._chunk(index, {}, finish_reason, stop_reason))
+        head = {"id": response_id, "object": self.kind, "created": int(time.time()), "model": model}
+        self._head = b"data: " + _encode(head)[:-1]
+        self._choice = self._head + b',"choices":[{"index":'
 
     def usage(self, usage: Usage) -> bytes:
-        return event({**self._base, "choices": [], "usage": usage_object(usage)})
-
-    def _chunk(
-        self, index: int, delta: dict[str, Any], finish_reason: str | None = None, stop_reason: str | int | None = None
-    ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        if finish_reason is not None:
-            choice["stop_reason"] = stop_reason
-        return {**self._base, "choices": [choice]}
+        return b'%b,"choices":[],"usage":%b}\n\n' % (self._head, _encode(usage_object(usage)))
 
 
-class CompletionEvents:
+class ChatEvents(_Events):
+    """Events of one streamed chat: apiserver.event_stream.Events."""
+
+    kind = "chat.completion.chunk"
+
+    def opening(self, index: int) -> bytes:
+        delta = b'{"role":"assistant","content":""}'
+        return b'%b%d,"delta":%b,"logprobs":null,"finish_reason":null}]}\n\n' % (self._choice, index, delta)
+
+    def delta(self, index: int) -> tuple[bytes, bytes]:
+        prefix = b'%b%d,"delta":{"content":"' % (self._choice, index)
+        return prefix, b'"},"logprobs":null,"finish_reason":null}]}\n\n'
+
+    def closing(self, index: int, finish_reason: str, stop_reason: str | int | None) -> bytes:
+        reasons = _encode(finish_reason), _encode(stop_reason)
+        form = b'%b%d,"delta":{},"logprobs":null,"finish_reason":%b,"stop_reason":%b}]}\n\n'
+        return form % (self._choice, index, *reasons)
+
+
+class CompletionEvents(_Events):
     """Events of one streamed completion."""
 
-    def __init__(self, response_id: str, model: str) -> None:
-        self._base: dict[str, Any] = {
-            "id": response_id,
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model,
-        }
+    kind = "text_completion"
 
     def opening(self, _index: int) -> bytes:
         return b""
 
     def delta(self, index: int) -> tuple[bytes, bytes]:
-        return _cut(self._chunk(index, TEXT_MARK))
+        prefix = b'%b%d,"text":"' % (self._choice, index)
+        return prefix, b'","logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
 
     def closing(self, index: int, finish_reason: str, stop_reason: str | int | None) -> bytes:
-        return event(self._chunk(index, "", finish_reason, stop_reason))
-
-    def usage(self, usage: Usage) -> bytes:
-        return event({**self._base, "choices": [], "usage": usage_object(usage)})
-
-    def _chunk(
-        self, index: int, text: str, finish_reason: str | None = None, stop_reason: str | int | None = None
-    ) -> dict[str, Any]:
-        choice = {
-            "index": index,
-            "text": text,
-            "logprobs": None,
-            "finish_reason": finish_reason,
-            "stop_reason": stop_reason,
-        }
-        return {**self._base, "choices": [choice]}
+        reasons = _encode(finish_reason), _encode(stop_reason)
+        form = b'%b%d,"text":"","logprobs":null,"finish_reason":%b,"stop_reason":%b}]}\n\n'
+        return form % (self._choice, index, *reasons)
 
 
 def chat_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:

@@ -4,6 +4,7 @@ A value that asks for nothing (vLLM's or OpenAI's default) is accepted.
 """
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from msgspec import Struct
@@ -80,7 +81,7 @@ TOKENIZE: Mapping[str, tuple[Any, ...]] = {
 }
 MESSAGE: Mapping[str, tuple[Any, ...]] = {"refusal": EMPTY, "audio": EMPTY, "function_call": ANY_NULL}
 
-_TABLES: Mapping[type[Struct], Mapping[str, tuple[Any, ...]]] = {
+TABLES: Mapping[type[Struct], Mapping[str, tuple[Any, ...]]] = {
     ChatRequest: CHAT,
     CompletionRequest: COMPLETION,
     TokenizeRequest: TOKENIZE,
@@ -88,10 +89,17 @@ _TABLES: Mapping[type[Struct], Mapping[str, tuple[Any, ...]]] = {
 }
 
 
+_VALUES_OF = {kind: attrgetter(*table) for kind, table in TABLES.items()}
+_NOTHING = {kind: (None,) * len(table) for kind, table in TABLES.items()}
+
+
 def refuse_unsupported(part: SamplingFields | TokenizeRequest | Message, path: str = "") -> None:
     """Raises InvalidRequest that names the first such field; `path` is where `part` stands in the body, with its dot."""
-    for name, accepted in _TABLES[type(part)].items():
-        value = getattr(part, name)
+    kind = type(part)
+    values = _VALUES_OF[kind](part)
+    if values == _NOTHING[kind]:  # nearly always
+        return
+    for (name, accepted), value in zip(TABLES[kind].items(), values, strict=True):
         if value is not None and not _is_among(value, accepted):
             raise InvalidRequest(f"{path}{name} is not supported by this server", param=path + name)
 

@@ -80,6 +80,10 @@ class RecordingSink:
         self.flushes: list[list[int]] = []
         self.ends: list[Finish | StreamError] = []
 
+    def take(self, token: int, now_s: float) -> None:
+        self.tokens.append(token)
+        self.flush(now_s)
+
     def flush(self, now_s: float) -> None:
         self.flushes.append(self.tokens)
         self.tokens = []
@@ -110,7 +114,7 @@ class Worker:
             connect=self._connect,
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
-            count_tokens=self.metrics.generation_tokens.inc,
+            on_drained=self.metrics.on_drained,
         )
 
     def _connect(self, in_flight: Callable[[], list[int]]) -> ScriptedBroker:
