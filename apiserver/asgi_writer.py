@@ -47,8 +47,11 @@ class AsgiWriter:
         if self.is_paused and self._listener is not None:
             self._listener.on_paused()
 
-    def write_last(self, data: bytes) -> None:
+    def hold(self, data: bytes) -> None:
         self.write(data)
+
+    def flush(self) -> None:
+        pass
 
     def abort(self) -> None:
         """There is no connection to drop: the response just ends here."""

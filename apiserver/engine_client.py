@@ -74,6 +74,7 @@ class Broker(Protocol):
     @property
     def fd(self) -> int: ...
     def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None: ...
+    def flush(self) -> None: ...
     def receive(self) -> list[Rejected | EngineLost]: ...
     def close(self) -> None: ...
 
@@ -102,7 +103,7 @@ class EngineClient:
         self._next_number = 1
         self._broker = connect(lambda: [make_stream_id(slot, generation, number) for number in self._sinks])
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._will_receive = False
+        self._will_exchange = False
 
     @property
     def num_streams(self) -> int:
@@ -111,8 +112,9 @@ class EngineClient:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Listen. Call from the loop that serves the connections."""
         self._loop = loop
+        self._broker.flush()
         loop.add_reader(self._doorbell.fd, self.drain)
-        loop.add_reader(self._broker.fd, self.receive)
+        loop.add_reader(self._broker.fd, self.exchange)
         self.drain()
 
     def close(self) -> None:
@@ -172,9 +174,14 @@ class EngineClient:
         if number_of(stream_id) in self._sinks:
             self._send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id, wants_finish=True))
 
-    def receive(self) -> None:
-        """Take what the broker sent. Only from the loop: sinks are told of failures here."""
-        self._will_receive = False
+    def exchange(self) -> None:
+        """Send what this turn of the loop had for the broker, in one piece; take what the broker has sent.
+
+        Both, because ZMQ's descriptor is edge-triggered and a send may swallow the edge. Only from the loop: sinks are told
+        of failures here.
+        """
+        self._will_exchange = False
+        self._broker.flush()
         for message in self._broker.receive():
             match message:
                 case Rejected():
@@ -185,14 +192,11 @@ class EngineClient:
                         self._fail(number_of(stream_id), ENGINE_LOST)
 
     def _send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
-        """ZMQ's descriptor is edge-triggered and a send may swallow the edge: look before the loop sleeps again.
-
-        Not at once, because a sink may be sending from inside its own `flush`.
-        """
+        """Leaves before the loop sleeps again."""
         self._broker.send(envelope, message, prompt)
-        if self._loop is not None and not self._will_receive:
-            self._will_receive = True
-            self._loop.call_soon(self.receive)
+        if self._loop is not None and not self._will_exchange:
+            self._will_exchange = True
+            self._loop.call_soon(self.exchange)
 
     def _free_number(self) -> int:
         """32 bits, never that of a living stream."""

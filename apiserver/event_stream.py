@@ -50,7 +50,8 @@ class Writer(Protocol):
     def listen(self, listener: ConnectionListener) -> None: ...
     def open(self) -> None: ...
     def write(self, data: bytes) -> None: ...
-    def write_last(self, data: bytes) -> None: ...
+    def hold(self, data: bytes) -> None: ...
+    def flush(self) -> None: ...
     async def finish(self) -> None: ...
     def abort(self) -> None: ...
     def close(self) -> None: ...
@@ -178,12 +179,16 @@ class StreamedResponse:
     def _begin(self, writer: Writer) -> None:
         if self._is_gone:
             return
-        self._writer, self.write = writer, writer.write
+        """Headers, opening and what has piled up leave in one write; of a whole response, with the end."""
+        self._writer, self.write = writer, writer.hold
         opening = b"".join([self.events.opening(choice.index) for choice in self.choices])
         if opening:
-            writer.write(opening)
+            writer.hold(opening)
         if not writer.is_paused:
             self.on_resumed()
+        self.write = writer.write
+        if not self._done.done():
+            writer.flush()
 
     def _raise_early_error(self) -> None:
         """A request all of whose choices failed before any output is an HTTP error."""
@@ -230,7 +235,7 @@ class StreamedResponse:
         self.usage = generation.usage_of(self._request, self.choices)
         if self._request.include_usage and all(other.error is None for other in self.choices):
             data += self.events.usage(self.usage)
-        self._writer.write_last(data + DONE)
+        self._writer.hold(data + DONE)
         self._done.set_result(None)
 
     def _wake(self) -> None:

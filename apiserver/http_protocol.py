@@ -86,6 +86,11 @@ class StreamWriter:
         if not self._is_chunked:
             self._cycle.chunked_encoding = False
 
+    def flush(self) -> None:
+        """Write what is held."""
+        if self._joining.held:
+            self._joining.write(b"")
+
     def write(self, data: bytes) -> None:
         """One piece of the body; `data` is not empty. Neither while paused nor after a disconnect."""
         if self._is_chunked:
@@ -95,8 +100,8 @@ class StreamWriter:
         else:
             self._transport.write(data)
 
-    def write_last(self, data: bytes) -> None:
-        """The last piece: leaves together with the end of the body, which the last ASGI message brings."""
+    def hold(self, data: bytes) -> None:
+        """As `write`, but it leaves in front of the next write, or of the end of the body."""
         self._joining.held += b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data
 
     async def finish(self) -> None:

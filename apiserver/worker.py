@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 0.1
 BACKLOG = 4096
-YOUNG_OBJECTS = 10_000  # between collections; streams hold few containers and leave hardly any cycles
+YOUNG_OBJECTS = 50_000  # between collections; streams hold few containers and leave hardly any cycles
 
 
 def run(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloaded: Preloaded) -> None:
@@ -143,7 +143,7 @@ class Heart:
         services.metrics.itl.flush()
         services.metrics.open_connections.set(len(state.connections))
         services.metrics.open_streams.set(services.client.num_streams)
-        services.client.receive()
+        services.client.exchange()
         self._cell.has_work = services.client.num_streams > 0
         if self._server.should_exit:
             self._cell.state = State.DRAINING

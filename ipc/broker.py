@@ -19,8 +19,9 @@ from types import FrameType
 
 import zmq
 
+from ipc import parcel
 from ipc.admission import Admission, Refusal
-from ipc.codec import decode_for_broker, encode
+from ipc.codec import decode_for_broker
 from ipc.fleet_page import FleetPage, State
 from ipc.handles import BrokerHandles
 from ipc.messages import (
@@ -39,6 +40,7 @@ from ipc.metrics_page import Instrument, MetricsWriter
 from ipc.segment import Segment
 
 TURN_MS = 50  # longest wait: heartbeat and look at the fleet page this often
+GENERATE = int(Kind.GENERATE)  # compared once per request
 LOST_AFTER_S = 1.0  # engines have this long to claim the streams that workers announced to a new broker
 
 INSTRUMENTS = (
@@ -88,6 +90,7 @@ class Broker:
         self._identity_of_slot: dict[int, bytes] = {}
         self._identity_of_engine: dict[int, bytes] = {}
         self._generation_of_slot: dict[int, int] = {}
+        self._outgoing: dict[int, list[bytes]] = defaultdict(list)  # parcels per engine, sent at the end of the turn
         self._unclaimed: dict[int, float] = {}  # announced stream -> when it counts as lost
         self._metrics = MetricsWriter(Segment.attach(handles.metrics_fd).view, INSTRUMENTS)
         self._model_name = handles.model_name
@@ -102,9 +105,9 @@ class Broker:
         """One turn of the loop: at most TURN_MS when nothing arrives."""
         for socket, _ in self._poller.poll(TURN_MS):
             if socket is self._workers:
-                self._drain(self._workers, self._on_worker_frames)
+                self._drain(self._workers, self._on_worker_parcel)
             elif socket is self._engines:
-                self._drain(self._engines, self._on_engine_frames)
+                self._drain(self._engines, self._on_engine_parcel)
             else:
                 self._on_tap_subscription()
         self._cell.beat()
@@ -115,6 +118,7 @@ class Broker:
             self._cell.num_peers = len(self._admission.engines)
             self._report_lost(now_s)
             self._publish_gauges()
+        self._flush()
 
     def close(self) -> None:
         for socket in (self._workers, self._engines, self._tap):
@@ -145,45 +149,53 @@ class Broker:
             except zmq.Again:
                 return
 
-    def _drain(self, socket: "zmq.Socket[bytes]", handle: Callable[[list[bytes]], None]) -> None:
+    def _drain(self, socket: "zmq.Socket[bytes]", handle: Callable[[bytes, bytes], None]) -> None:
         for _ in range(1024):  # then the other side and the heartbeat get their turn
             try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
+                identity, frame = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            handle(frames)
+            for received in parcel.split(frame):
+                handle(identity, received)
 
-    def _send_to_engine(self, index: int, frames: list[bytes]) -> None:
-        identity = self._identity_of_engine[index]
+    def _send_to_engine(self, index: int, packed: bytes) -> None:
+        """At the end of the turn, in one frame with what else the turn has for it."""
+        self._show(b">engine %d" % index, packed)
+        self._outgoing[index].append(packed)
+
+    def _flush(self) -> None:
+        for index, parcels in self._outgoing.items():
+            self._engines.send_multipart([self._identity_of_engine[index], b"".join(parcels)])
+        self._outgoing.clear()
+
+    def _show(self, direction: bytes, packed: bytes) -> None:
         if self._has_tap:
-            self._tap.send_multipart([b">engine %d" % index, *frames])
-        self._engines.send_multipart([identity, *frames])
+            self._tap.send_multipart([direction, packed])
 
     def _send_to_worker(self, slot: int, kind: Kind, message: Message) -> None:
         identity = self._identity_of_slot.get(slot)
         if identity is None:
             return  # a worker that never introduced itself has no streams
-        frames = [Envelope(kind).pack(), encode(message)]
-        if self._has_tap:
-            self._tap.send_multipart([b">worker %d" % slot, *frames])
-        self._workers.send_multipart([identity, *frames])
+        packed = parcel.pack(Envelope(kind), message)
+        self._show(b">worker %d" % slot, packed)
+        self._workers.send_multipart([identity, packed])
 
     # ── from the workers ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _on_worker_frames(self, frames: list[bytes]) -> None:
-        envelope = Envelope.unpack(frames[1])
-        if envelope.kind == Kind.GENERATE:
-            self._on_generate(frames, envelope)
+    def _on_worker_parcel(self, identity: bytes, received: bytes) -> None:
+        envelope = parcel.envelope_of(received)
+        if envelope.kind == GENERATE:
+            self._on_generate(identity, received, envelope)
         elif envelope.kind == Kind.ABORT:
-            self._on_abort(frames, envelope)
+            self._on_abort(received, envelope)
         elif envelope.kind == Kind.ANNOUNCE:
-            message = decode_for_broker(frames[2])
+            message = decode_for_broker(parcel.body_of(received))
             assert isinstance(message, Announce)
-            self._on_announce(frames[0], message)
+            self._on_announce(identity, message)
 
-    def _on_generate(self, frames: list[bytes], envelope: Envelope) -> None:
+    def _on_generate(self, identity: bytes, received: bytes, envelope: Envelope) -> None:
         slot = slot_of(envelope.stream_id)
-        self._identity_of_slot[slot] = frames[0]
+        self._identity_of_slot[slot] = identity
         placed = self._admission.place(
             envelope.stream_id, envelope.num_prompt_tokens, envelope.max_tokens, envelope.prefix_key
         )
@@ -192,13 +204,13 @@ class Broker:
             rejected = Rejected(stream_id=envelope.stream_id, reason=placed.reason, retry_after_s=placed.retry_after_s)
             self._send_to_worker(slot, Kind.REJECTED, rejected)
             return
-        self._send_to_engine(placed.index, frames[1:])
+        self._send_to_engine(placed.index, received)
 
-    def _on_abort(self, frames: list[bytes], envelope: Envelope) -> None:
+    def _on_abort(self, received: bytes, envelope: Envelope) -> None:
         engine = self._admission.engine_of(envelope.stream_id)
         self._unclaimed.pop(envelope.stream_id, None)
         if engine is not None:
-            self._send_to_engine(engine.index, frames[1:])  # its end comes back as Progress
+            self._send_to_engine(engine.index, received)  # its end comes back as Progress
 
     def _on_announce(self, identity: bytes, announce: Announce) -> None:
         self._identity_of_slot[announce.slot] = identity
@@ -209,17 +221,16 @@ class Broker:
 
     # ── from the engines ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _on_engine_frames(self, frames: list[bytes]) -> None:
-        if self._has_tap:
-            self._tap.send_multipart([b"<engine", *frames[1:]])
-        message = decode_for_broker(frames[2])
+    def _on_engine_parcel(self, identity: bytes, received: bytes) -> None:
+        self._show(b"<engine", received)
+        message = decode_for_broker(parcel.body_of(received))
         if isinstance(message, Progress):
             for stream_id in message.started:
                 self._admission.start(stream_id)
             for stream_id in message.ended:
                 self._admission.end(stream_id)
         elif isinstance(message, EngineHello):
-            self._on_hello(frames[0], message)
+            self._on_hello(identity, message)
 
     def _on_hello(self, identity: bytes, hello: EngineHello) -> None:
         known = self._admission.engines.get(hello.engine)
@@ -246,6 +257,7 @@ class Broker:
                 self._abort_worker(slot, generation)
 
     def _lose_engine(self, index: int) -> None:
+        self._outgoing.pop(index, None)  # what was for it is lost with it
         by_slot: dict[int, list[int]] = defaultdict(list)
         for stream_id in self._admission.disconnect(index):
             by_slot[slot_of(stream_id)].append(stream_id)
@@ -255,9 +267,9 @@ class Broker:
     def _abort_worker(self, slot: int, generation: int) -> None:
         if not self._admission.streams_of_slot(slot, generation):
             return
-        frames = [Envelope(Kind.ABORT_WORKER).pack(), encode(AbortWorker(slot=slot, generation=generation))]
+        packed = parcel.pack(Envelope(Kind.ABORT_WORKER), AbortWorker(slot=slot, generation=generation))
         for index in self._admission.engines:
-            self._send_to_engine(index, frames)
+            self._send_to_engine(index, packed)
 
     def _report_lost(self, now_s: float) -> None:
         """Streams that were in the old broker's hands when it died: no engine has them."""

@@ -3,7 +3,7 @@
     worker  ── Generate, Abort, Announce ──►  broker  ── Generate, Abort, AbortWorker ──►  engine
     worker  ◄── Rejected, EngineLost ───────  broker  ◄── EngineHello, Progress ────────  engine
 
-A request travels as three ZMQ frames: the envelope (fixed bytes, all that the broker reads), the body (MessagePack,
+A request travels as a parcel (ipc.parcel): the envelope (fixed bytes, all that the broker reads), the body (MessagePack,
 `Generate` or another message), and for `Generate` the prompt (raw little-endian u32 token ids). The broker forwards
 body and prompt unopened.
 
@@ -62,7 +62,7 @@ class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Generate(Struct, frozen=True, array_like=True, tag=1, kw_only=True):
-    """Compute one sequence. The prompt's token ids are the frame behind this one."""
+    """Compute one sequence. The prompt's token ids stand behind it in its parcel."""
 
     stream_id: int
     request_id: str  # the client's X-Request-Id, for logs
@@ -148,7 +148,7 @@ _ENVELOPE = struct.Struct("<BBHiIIQQd")
 
 
 class Envelope(Struct, frozen=True):
-    """The routing frame in front of every body: 40 bytes, little endian.
+    """What stands in front of every body, for routing: 40 bytes, little endian.
 
     offset  size  field              meaning
          0     1  kind               Kind

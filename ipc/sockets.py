@@ -5,12 +5,13 @@ next `receive` sends the introduction: who this is and which streams it has in f
 that the broker was away. Sends never block: ZMQ queues while the broker is gone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import zmq
 
-from ipc.codec import decode_for_engine, decode_for_worker, encode
+from ipc import parcel
+from ipc.codec import decode_for_engine, decode_for_worker
 from ipc.messages import (
     PROTOCOL_VERSION,
     Abort,
@@ -60,11 +61,14 @@ class _IntroducingDealer:
         if has_connected:
             self._introduce()
 
-    def receive_frames(self) -> list[bytes] | None:
-        try:
-            return self.socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return None
+    def receive_parcels(self) -> Iterator[bytes]:
+        """What has arrived; does not wait."""
+        while True:
+            try:
+                frame = self.socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            yield from parcel.split(frame)
 
     def close(self) -> None:
         self.socket.disable_monitor()
@@ -83,33 +87,36 @@ class WorkerSocket:
         identity = b"w" + slot.to_bytes(2, "little") + generation.to_bytes(4, "little")
         self._dealer = _IntroducingDealer(endpoint, identity, self._announce)
         self._socket = self._dealer.socket
+        self._outgoing: list[bytes] = []
 
     @property
     def fd(self) -> int:
-        """Readable when `receive` may have something. Edge-triggered: `receive` after every wake and every send."""
+        """Readable when `receive` may have something. Edge-triggered: `receive` after every wake and every flush."""
         return int(self._socket.getsockopt(zmq.FD))
 
     def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
-        """Queue one message; never blocks."""
-        frames = [envelope.pack(), encode(message)]
-        if prompt is not None:
-            frames.append(prompt)
-        self._socket.send_multipart(frames)
+        """Put one message down; it leaves with the next `flush`."""
+        self._outgoing.append(parcel.pack(envelope, message, prompt or b""))
+
+    def flush(self) -> None:
+        """Hand everything to ZMQ as one frame; never blocks."""
+        if self._outgoing:
+            frame, self._outgoing = b"".join(self._outgoing), []
+            self._socket.send(frame)
 
     def receive(self) -> list[Rejected | EngineLost]:
         """Everything that has arrived; also the place where a new broker gets its introduction. Never blocks."""
-        messages = []
-        while (frames := self._dealer.receive_frames()) is not None:
-            messages.append(decode_for_worker(frames[-1]))
+        messages = [decode_for_worker(parcel.body_of(received)) for received in self._dealer.receive_parcels()]
         self._dealer.introduce_if_reconnected()
         return messages
 
     def close(self) -> None:
+        self.flush()
         self._dealer.close()
 
     def _announce(self) -> None:
         announce = Announce(slot=self._slot, generation=self._generation, stream_ids=tuple(self._in_flight()))
-        self._socket.send_multipart([Envelope(Kind.ANNOUNCE).pack(), encode(announce)])
+        self._socket.send(parcel.pack(Envelope(Kind.ANNOUNCE), announce))
 
 
 class EngineSocket:
@@ -131,14 +138,14 @@ class EngineSocket:
         self._dealer.introduce_if_reconnected()
         if timeout_ms and not self._socket.poll(timeout_ms):
             return []
-        inbound = []
-        while (frames := self._dealer.receive_frames()) is not None:
-            inbound.append(Inbound(decode_for_engine(frames[1]), frames[2] if len(frames) > 2 else b""))
-        return inbound
+        return [
+            Inbound(decode_for_engine(parcel.body_of(received)), parcel.prompt_of(received))
+            for received in self._dealer.receive_parcels()
+        ]
 
     def send(self, message: Progress) -> None:
         """Queue one message; never blocks."""
-        self._socket.send_multipart([Envelope(Kind.PROGRESS).pack(), encode(message)])
+        self._socket.send(parcel.pack(Envelope(Kind.PROGRESS), message))
 
     def close(self) -> None:
         self._dealer.close()
@@ -150,4 +157,4 @@ class EngineSocket:
             protocol_version=PROTOCOL_VERSION,
             stream_ids=tuple(self._running()),
         )
-        self._socket.send_multipart([Envelope(Kind.ENGINE_HELLO).pack(), encode(hello)])
+        self._socket.send(parcel.pack(Envelope(Kind.ENGINE_HELLO), hello))

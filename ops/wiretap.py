@@ -17,6 +17,7 @@ from pathlib import Path
 import msgpack
 import zmq
 
+from ipc import parcel
 from ipc.messages import Kind, generation_of, number_of, slot_of
 from ipc.record import unpack_record
 from ipc.ring import MAGIC, RECORD_HEADER_BYTES, RING_HEADER_BYTES
@@ -54,13 +55,13 @@ def watch(fleet: Manifest, tap: "zmq.Socket[bytes]") -> None:
 
 
 def message_line(frames: list[bytes]) -> str:
-    """`frames` are direction, envelope, body and, behind a Generate, the prompt."""
-    direction, envelope, body, *rest = frames
-    name = Kind(envelope[0]).name.lower()
-    _, *fields = msgpack.unpackb(body, raw=False)
+    """`frames` are the direction and a parcel."""
+    direction, packed = frames
+    kind = Kind(parcel.envelope_of(packed).kind)
+    _, *fields = msgpack.unpackb(parcel.body_of(packed), raw=False)
     shown = " ".join(_shown(field) for field in fields)
-    prompt = f" prompt={len(rest[0]) // 4} tokens" if rest else ""
-    return f"{_now()} {direction.decode()} {name} {shown}{prompt}"
+    prompt = f" prompt={len(parcel.prompt_of(packed)) // 4} tokens" if kind == Kind.GENERATE else ""
+    return f"{_now()} {direction.decode()} {kind.name.lower()} {shown}{prompt}"
 
 
 class RingObserver:

@@ -66,6 +66,9 @@ class SilentBroker:
     def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def receive(self) -> list[Rejected | EngineLost]:
         return []
 

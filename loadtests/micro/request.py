@@ -73,6 +73,9 @@ class OneTokenBroker:
         self._numbers = []
         self._bell.ring()
 
+    def flush(self) -> None:
+        pass
+
     def receive(self) -> list[Rejected | EngineLost]:
         return []
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from ipc import parcel
 from ipc.block_hash import chain
 from ipc.codec import decode_for_broker, decode_for_engine, decode_for_worker, encode
 from ipc.messages import (
@@ -99,6 +100,14 @@ def test_envelope_of_another_protocol_or_size_is_refused() -> None:
         Envelope.unpack(packed[:1] + b"\x09" + packed[2:])
     with pytest.raises(ValueError, match="39 bytes"):
         Envelope.unpack(packed[:-1])
+
+
+def test_parcel_bytes() -> None:
+    packed = parcel.pack(Envelope(Kind.ABORT, STREAM), Abort(stream_id=STREAM), b"\x07\0\0\0")
+
+    body = encode(Abort(stream_id=STREAM))
+    assert packed[:8].hex() == f"{len(body):02x}000000" "04000000"
+    assert packed[8:] == Envelope(Kind.ABORT, STREAM).pack() + body + b"\x07\0\0\0"
 
 
 def test_stream_id_parts() -> None:

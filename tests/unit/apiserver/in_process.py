@@ -56,6 +56,9 @@ class ScriptedBroker:
         self.sent.append(message)
         self.prompts.append(prompt)
 
+    def flush(self) -> None:
+        pass
+
     def receive(self) -> list[Rejected | EngineLost]:
         messages, self.inbox = self.inbox, []
         return messages

@@ -143,7 +143,7 @@ def test_a_refusal_tells_when_to_come_back() -> None:
     stream_id = submit(worker.client, sink)
     worker.broker.inbox.append(Rejected(stream_id=stream_id, reason="max_num_queued_reqs", retry_after_s=7))
 
-    worker.client.receive()
+    worker.client.exchange()
 
     assert sink.ends == [StreamError("max_num_queued_reqs", "too many requests are waiting", 7)]
 
@@ -156,7 +156,7 @@ def test_what_an_engine_published_before_it_died_comes_before_its_loss() -> None
     worker.publish(numbers, [10, 20], finishes=[finish(numbers[0])])
     worker.broker.inbox.append(EngineLost(engine=0, stream_ids=tuple(ids)))
 
-    worker.client.receive()
+    worker.client.exchange()
 
     assert ended.ends == [finish(numbers[0])]
     assert lost.flushes == [[20]]

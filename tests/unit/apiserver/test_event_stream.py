@@ -165,7 +165,7 @@ def test_a_refusal_before_any_output_is_a_status() -> None:
         refused = Rejected(stream_id=make_stream_id(3, 1, 1), reason="no_engine", retry_after_s=9)
         server.worker.broker.inbox.append(refused)
 
-        server.worker.client.receive()
+        server.worker.client.exchange()
         await connection.settle()
 
         assert connection.head.startswith("http/1.1 503")
@@ -182,7 +182,7 @@ def test_an_engine_lost_in_mid_stream_is_one_error_event() -> None:
         await connection.settle()
 
         server.worker.broker.inbox.append(EngineLost(engine=0, stream_ids=(make_stream_id(3, 1, 1),)))
-        server.worker.client.receive()
+        server.worker.client.exchange()
         await connection.settle()
 
         *_, error, done = events(connection.body)
@@ -268,10 +268,11 @@ def test_a_client_that_stops_reading_at_the_opening_event_gets_no_more_until_it_
 
         assert connection.head.startswith("http/1.1 200 ok")
         assert connection.protocol.flow.write_paused
-        assert contents(connection.body) == []
+        server.worker.step([1], [WORLD])
+        assert contents(connection.body) == ["Hello"], "what left with the headers, and nothing behind it"
         connection.reads_bytes = 1 << 30
         connection.resume()
-        assert contents(connection.body) == ["Hello"]
+        assert contents(connection.body) == ["Hello", " world"]
 
     run(client)
 

@@ -102,6 +102,9 @@ class ScriptedEngine:
         self.prompts.append(ids)
         asyncio.get_running_loop().call_soon(self._answer, message, ids)
 
+    def flush(self) -> None:
+        pass
+
     def receive(self) -> list[Rejected | EngineLost]:
         messages, self._inbox = self._inbox, []
         return messages
@@ -115,7 +118,7 @@ class ScriptedEngine:
         match result:
             case Rejected() | EngineLost():
                 self._inbox.append(result)
-                self.client.receive()
+                self.client.exchange()
             case Failure():
                 self._publish(failures=[msgspec.structs.replace(result, stream=number_of(message.stream_id))])
             case list():

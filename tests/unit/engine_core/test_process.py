@@ -130,6 +130,7 @@ class Fleet:
         message = Generate(stream_id=stream_id, request_id="r", sampling=SamplingParams(max_tokens=max_tokens))
         prompt = np.array([1, 2, 3], "<u4").tobytes()
         self.worker.send(Envelope(Kind.GENERATE, stream_id, 3, max_tokens), message, prompt)
+        self.worker.flush()
         return stream_id
 
     def close(self) -> None:
@@ -171,6 +172,7 @@ def test_an_abort_reaches_the_engine_and_ends_the_request_at_the_broker(fleet: F
     fleet.until(lambda: bool(fleet.records))
 
     fleet.worker.send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
+    fleet.worker.flush()
 
     fleet.until(lambda: fleet.broker._admission.engine_of(stream_id) is None)
     assert not any(record.finishes for record in fleet.records)

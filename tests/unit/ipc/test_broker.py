@@ -67,6 +67,7 @@ class Rig:
         stream_id = make_stream_id(0, 1, number)
         message = Generate(stream_id=stream_id, request_id=f"r{number}", sampling=SamplingParams(max_tokens=5))
         self.worker.send(Envelope(Kind.GENERATE, stream_id, 3, 5), message, PROMPT)
+        self.worker.flush()
         self.in_flight.append(stream_id)
         return stream_id
 
@@ -154,6 +155,7 @@ def test_an_abort_follows_its_request(rig: Rig) -> None:
     rig.received(engine)
 
     rig.worker.send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
+    rig.worker.flush()
 
     assert rig.received(engine).message == Abort(stream_id=stream_id)
 
@@ -195,4 +197,5 @@ def test_a_new_broker_learns_who_is_there_and_reports_what_is_lost(rig: Rig) -> 
     assert rig.told() == EngineLost(engine=-1, stream_ids=(lost,))
     assert rig.broker._admission.engine_of(kept) is not None
     rig.worker.send(Envelope(Kind.ABORT, kept), Abort(stream_id=kept))
+    rig.worker.flush()
     assert rig.received(engine).message == Abort(stream_id=kept)
