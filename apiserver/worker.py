@@ -35,7 +35,7 @@ from ipc.sockets import WorkerSocket
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 0.1
+HEARTBEAT_S = 0.25
 BACKLOG = 4096
 YOUNG_OBJECTS = 50_000  # between collections; streams hold few containers and leave hardly any cycles
 
@@ -69,11 +69,16 @@ async def serve(settings: Settings, model: ModelFolder, handles: WorkerHandles, 
         )
     )
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, server.stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's business
     services.client.start(loop)
     heart = Heart(services, server)
     heart.start(loop)
+
+    def stop() -> None:
+        server.stop()
+        heart.show_state()
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
     await server.serve(sockets=[socket.socket(fileno=fd) for fd in handles.listen_fds])
     await asyncio.gather(*server.server_state.tasks, return_exceptions=True)  # cancelled ones still send their aborts
     heart.stop()
@@ -113,9 +118,20 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopped = asyncio.Event()
+
     def stop(self) -> None:
         """Accept nothing new, finish what runs."""
         self.should_exit = True
+        self._stopped.set()
+
+    async def main_loop(self) -> None:
+        """uvicorn's wakes ten times a second to see whether it should stop; once suffices, for the Date header."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), 1.0)
 
 
 class Heart:
@@ -136,6 +152,12 @@ class Heart:
         if self._timer is not None:
             self._timer.cancel()
 
+    def show_state(self) -> None:
+        if self._server.should_exit:
+            self._cell.state = State.DRAINING
+        elif self._server.started:
+            self._cell.state = State.READY
+
     def _beat(self) -> None:
         now_s = time.monotonic()
         services, state = self._services, self._server.server_state
@@ -145,10 +167,7 @@ class Heart:
         services.metrics.open_streams.set(services.client.num_streams)
         services.client.exchange()
         self._cell.has_work = services.client.num_streams > 0
-        if self._server.should_exit:
-            self._cell.state = State.DRAINING
-        elif self._server.started:
-            self._cell.state = State.READY
+        self.show_state()
         self._cell.beat()
         self._due_s = now_s + HEARTBEAT_S
         self._timer = self._loop.call_later(HEARTBEAT_S, self._beat)

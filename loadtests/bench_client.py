@@ -15,13 +15,14 @@ VLLM_RS = Path(".peers/vllm-rs")
 
 @dataclass(frozen=True)
 class Load:
-    """One workload: prompts of random tokens, every answer exactly `output_tokens` long."""
+    """One workload: prompts of random tokens or of a file, every answer exactly `output_tokens` long."""
 
     input_tokens: int
     output_tokens: int
     num_requests: int
     concurrency: int
     backend: str = "openai-chat"
+    dataset: Path | None = None  # prompts, one JSON object per line: see loadtests.prompts
     flags: tuple[str, ...] = ()
 
 
@@ -45,11 +46,16 @@ class Outcome:
 
 def run(server: Server, tokenizer: str, load: Load, *, seed: int = 0, pin: Sequence[str] = ()) -> Outcome:
     """Apply the load. `pin` is a command prefix such as ("taskset", "-c", "1"). Raises RuntimeError on a failed run."""
+    if load.dataset is None:
+        data = ["--dataset-name", "random", "--random-input-len", str(load.input_tokens)]
+        data += ["--random-output-len", str(load.output_tokens)]
+    else:
+        data = ["--dataset-name", "custom", "--dataset-path", str(load.dataset)]
+        data += ["--custom-output-len", str(load.output_tokens), "--disable-shuffle"]
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *pin, str(VLLM_RS), "bench", "serve", "--backend", load.backend, "--base-url", server.base_url,
-            "--model", MODEL_NAME, "--tokenizer", tokenizer, "--dataset-name", "random",
-            "--random-input-len", str(load.input_tokens), "--random-output-len", str(load.output_tokens),
+            "--model", MODEL_NAME, "--tokenizer", tokenizer, *data,
             "--num-prompts", str(load.num_requests), "--max-concurrency", str(load.concurrency),
             "--ignore-eos", "--disable-tqdm", "--no-steady-state", "--seed", str(seed),
             "--percentile-metrics", "ttft,itl", "--metric-percentiles", "50,99",

@@ -33,7 +33,7 @@ from ops.zygote_link import ZygoteLink, ZygoteLost
 
 logger = logging.getLogger(__name__)
 
-WATCH_S = 0.25
+WATCH_S = 0.5
 STOOD_STILL_S = 1.0  # a watch this late was not the fleet's fault: a frozen container, a suspended machine
 STOP_GRACE_S = 5.0  # engines and broker, after the workers
 

@@ -11,40 +11,59 @@ the ratios compare figures of one round. Loopback charges the sender for part of
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from config.settings import ModelSettings
 from engine_core.model_source import find_model
-from loadtests import bench_client, report
+from loadtests import bench_client, report, whole_answers
 from loadtests.bench_client import Load
 from loadtests.peers import tokenfleet, vllm_front_ends
 from loadtests.peers.server import Server
 from loadtests.processes import cpu_time, memory
+from loadtests.prompts import long_context_copy, write_english
 
 LOG = Path("/tmp/tokenfleet-front-ends.log")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table. `per_token` False divides by requests."""
+    """One row of the table."""
 
     name: str
     step_ms: float
     load: Load
-    per_token: bool
     target_ratio: float  # ours / vllm-rs
+    english: int | None = None  # the prompts are English text; this many are distinct
+    is_whole: bool = False  # not streamed
+
+    @property
+    def per_token(self) -> bool:
+        return self.load.output_tokens > 1
 
 
 CASES = (
-    Case("chat stream 32→256, 64 streams, 20 ms steps", 20, Load(32, 256, 192, 64), True, 0.45),
-    Case("chat stream 32→256, 256 streams, 20 ms steps", 20, Load(32, 256, 768, 256), True, 0.45),
-    Case("chat stream 32→256, 256 streams, step 0", 0, Load(32, 256, 1024, 256), True, 0.85),
-    Case("chat request 32→1", 0, Load(32, 1, 6000, 64), False, 0.50),
-    Case("chat request 1024→1, random", 0, Load(1024, 1, 1500, 32), False, 0.30),
-    Case("chat request 8192→1, random", 0, Load(8192, 1, 200, 16), False, 0.25),
+    Case("chat stream 32→256, 64 streams, 20 ms steps", 20, Load(32, 256, 192, 64), 0.45),
+    Case("chat stream 32→256, 256 streams, 20 ms steps", 20, Load(32, 256, 768, 256), 0.45),
+    Case("chat stream 32→256, 256 streams, step 0", 0, Load(32, 256, 1024, 256), 0.85),
+    Case("token of a whole answer, 64 connections, 20 ms steps", 20, Load(32, 256, 192, 64), 0.15, is_whole=True),
+    Case("chat request 32→1", 0, Load(32, 1, 6000, 64), 0.50),
+    Case("chat request 1024→1, random", 0, Load(1024, 1, 1500, 32), 0.30),
+    Case("chat request 1024→1, English", 0, Load(1024, 1, 1500, 32), 0.30, english=1500),
+    Case("chat request 8192→1, English", 0, Load(8192, 1, 200, 16), 0.25, english=200),
+    Case("chat request 8192→1, English, 8 prompts again and again", 0, Load(8192, 1, 400, 16), 0.12, english=8),
 )
+MAX_MODEL_LEN = 32_768
+SIM = (
+    "--engine",
+    "sim",
+    "--max-num-seqs",
+    "4096",
+    "--max-num-batched-tokens",
+    "1000000",
+)  # the mock has no such bounds
 
 
 @dataclass
@@ -66,17 +85,18 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    model = str(find_model(ModelSettings()).path)
-    token_ids = Path("/tmp/tokenfleet-token-ids.json")
-    token_ids.write_text(json.dumps(printable_token_ids(model)))
-    rows = []
-    for case in CASES:
-        if arguments.only in case.name:
-            figures = run_case(
-                case, model, token_ids, arguments.rounds, arguments.workers, not arguments.without_python
-            )
-            rows.append(row(case, figures))
-            print(rows[-1], flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        model = str(long_context_copy(find_model(ModelSettings()).path, scratch / "model", MAX_MODEL_LEN))
+        token_ids = scratch / "token-ids.json"
+        token_ids.write_text(json.dumps(printable_token_ids(model)))
+        rows = []
+        for case in CASES:
+            if arguments.only in case.name:
+                with_python = not arguments.without_python
+                figures = run_case(case, model, token_ids, arguments.rounds, arguments.workers, with_python)
+                rows.append(row(case, figures))
+                print(rows[-1], flush=True)
     text = render(rows)
     print(text)
     if arguments.out:
@@ -92,7 +112,11 @@ def printable_token_ids(model: str) -> list[int]:
 def run_case(
     case: Case, model: str, token_ids: Path, rounds: int, workers: int, with_python: bool
 ) -> dict[str, Figures]:
-    flags = ("--engine", "sim", "--sim-step-ms", str(case.step_ms), "--max-num-seqs", "4096")
+    flags = (*SIM, "--sim-step-ms", str(case.step_ms))
+    if case.english is not None:
+        dataset = Path(model) / f"english-{case.load.input_tokens}-{case.english}.jsonl"
+        write_english(dataset, Path(model), case.load.input_tokens, case.load.num_requests, case.english)
+        case = replace(case, load=replace(case.load, dataset=dataset))
     starters: dict[str, Callable[[], Server]] = {
         "tokenfleet": lambda: tokenfleet.start(LOG, model=model, workers=workers, flags=flags),
         "vllm-rs": lambda: vllm_front_ends.start_rust(LOG, model=model, token_ids=token_ids, step_ms=case.step_ms),
@@ -111,11 +135,17 @@ def run_case(
 
 
 def measure(server: Server, tokenizer: str, case: Case, figures: Figures, round_number: int) -> None:
-    warm_up = Load(case.load.input_tokens, min(16, case.load.output_tokens), 64, 32, case.load.backend)
+    warm_up = Load(case.load.input_tokens, min(16, case.load.output_tokens), 64, 32)
     bench_client.run(server, tokenizer, warm_up, seed=999)
     pids = server.front_end_pids
     before = cpu_time(pids)
-    outcome = bench_client.run(server, tokenizer, case.load, seed=round_number)
+    if case.is_whole:
+        connections, requests = case.load.concurrency, case.load.num_requests // case.load.concurrency
+        outcome = whole_answers.run(
+            server, num_tokens=case.load.output_tokens, connections=connections, requests_per_connection=requests
+        )
+    else:
+        outcome = bench_client.run(server, tokenizer, case.load, seed=round_number)
     spent = cpu_time(pids) - before
     divisor = outcome.output_tokens if case.per_token else outcome.completed
     figures.cpu_us.append(spent.total_s / divisor * 1e6)
