@@ -5,8 +5,8 @@ One pure ASGI layer, because each layer costs every request and every event of a
 
 import hmac
 import logging
+import random
 import time
-import uuid
 from hashlib import sha256
 from typing import Any
 
@@ -107,4 +107,4 @@ def _request_id(scope: Scope) -> str:
         text = given.decode("latin-1")
         if text.isascii() and text.isprintable() and text:
             return text
-    return uuid.uuid4().hex
+    return f"{random.getrandbits(128):032x}"  # unique, not secret; Python seeds it anew in every forked process
