@@ -6,13 +6,11 @@ with one error each. The supervisor gone: its death signal ends this process.
 """
 
 import asyncio
-import contextlib
 import gc
 import logging
 import signal
 import socket
 import time
-from collections.abc import Iterator
 
 import uvicorn
 import uvloop
@@ -22,6 +20,7 @@ from apiserver.engine_client import EngineClient
 from apiserver.http_protocol import FleetHttpProtocol
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded
+from apiserver.quiet_server import QuietServer
 from apiserver.services import Services
 from config.model_folder import ModelFolder
 from config.settings import Settings
@@ -35,7 +34,7 @@ from ipc.sockets import WorkerSocket
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 0.25
+HEARTBEAT_S = 0.5
 BACKLOG = 4096
 YOUNG_OBJECTS = 50_000  # between collections; streams hold few containers and leave hardly any cycles
 
@@ -51,7 +50,7 @@ def run(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloade
 async def serve(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloaded: Preloaded) -> None:
     """On the running loop; takes over SIGTERM and SIGINT."""
     services = _build_services(settings, model, handles, preloaded)
-    server = _Server(
+    server = QuietServer(
         uvicorn.Config(
             build_app(services),
             interface="asgi3",
@@ -109,29 +108,6 @@ def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandl
         fleet=FleetPage(Segment.attach(handles.fleet_fd).view),
         slot=handles.slot,
     )
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, with signals left to this module: its own handling would re-raise them when it is done."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._stopped = asyncio.Event()
-
-    def stop(self) -> None:
-        """Accept nothing new, finish what runs."""
-        self.should_exit = True
-        self._stopped.set()
-
-    async def main_loop(self) -> None:
-        """uvicorn's wakes ten times a second to see whether it should stop; once suffices, for the Date header."""
-        while not await self.on_tick(0):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), 1.0)
 
 
 class Heart:

@@ -39,7 +39,7 @@ from ipc.messages import (
 from ipc.metrics_page import Instrument, MetricsWriter
 from ipc.segment import Segment
 
-TURN_MS = 100  # longest wait: heartbeat and look at the fleet page this often
+TURN_MS = 250  # longest wait: heartbeat and look at the fleet page this often
 GENERATE = int(Kind.GENERATE)  # compared once per request
 LOST_AFTER_S = 1.0  # engines have this long to claim the streams that workers announced to a new broker
 

@@ -6,14 +6,13 @@
 /metrics   all processes, Prometheus text format 0.0.4
 """
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from apiserver.quiet_server import QuietServer
 from ipc.exposition import CONTENT_TYPE, Exposition
 from ipc.fleet_page import FleetPage, State
 
@@ -70,8 +69,8 @@ class OpsPort:
         }
 
 
-class OpsServer(uvicorn.Server):
-    """uvicorn in the supervisor's loop; signals are the supervisor's."""
+class OpsServer(QuietServer):
+    """In the supervisor's loop; signals are the supervisor's."""
 
     def __init__(self, port: OpsPort) -> None:
         super().__init__(
@@ -79,10 +78,6 @@ class OpsServer(uvicorn.Server):
                 port, lifespan="off", ws="none", log_config=None, access_log=False, server_header=False, loop="none"
             )
         )
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def _answer(send: Send, status: int, content: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ class Supervisor:
             else:
                 code = exit_codes.OK if self._should_stop.is_set() else exit_codes.FAILED
         finally:
-            server.should_exit = True
+            server.stop()
             await serving
         logger.info("fleet stopped", extra={"code": code})
         return code

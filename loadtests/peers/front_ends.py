@@ -1,7 +1,7 @@
 """CPU per token and per request of three front ends, side by side: tokenfleet, vllm-rs, vLLM's Python API server.
 
     loadtests/peers/install.sh
-    python -m loadtests.peers.front_ends [--rounds 3] [--only stream] [--without-python] [--out FILE]
+    python -m loadtests.peers.front_ends [--rounds 2] [--only stream] [--with-python] [--out FILE.md]
 
 Each stands before an engine that computes nothing (tokenfleet's `sim`, the mock engine for vLLM's) and paces the same
 steps. CPU is user + system time of every process of the front end but the engine, from /proc, over the whole load
@@ -11,6 +11,7 @@ the ratios compare figures of one round. Loopback charges the sender for part of
 
 import argparse
 import json
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from config.settings import ModelSettings
 from engine_core.model_source import find_model
 from loadtests import bench_client, report, whole_answers
 from loadtests.bench_client import Load
+from loadtests.chart import ratio_chart
 from loadtests.peers import tokenfleet, vllm_front_ends
 from loadtests.peers.server import Server
 from loadtests.processes import cpu_time, memory
@@ -79,9 +81,11 @@ class Figures:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--without-python", action="store_true", help="leave vLLM's Python server out (it is slow)")
+    parser.add_argument(
+        "--with-python", action="store_true", help="vLLM's Python server too: a second quarter of an hour"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -90,17 +94,19 @@ def main() -> None:
         model = str(long_context_copy(find_model(ModelSettings()).path, scratch / "model", MAX_MODEL_LEN))
         token_ids = scratch / "token-ids.json"
         token_ids.write_text(json.dumps(printable_token_ids(model)))
-        rows = []
+        rows, ratios = [], []
         for case in CASES:
             if arguments.only in case.name:
-                with_python = not arguments.without_python
-                figures = run_case(case, model, token_ids, arguments.rounds, arguments.workers, with_python)
+                figures = run_case(case, model, token_ids, arguments.rounds, arguments.workers, arguments.with_python)
                 rows.append(row(case, figures))
+                ratios.append((case.name, statistics.median(ratios_of(figures)), case.target_ratio))
                 print(rows[-1], flush=True)
     text = render(rows)
     print(text)
     if arguments.out:
         arguments.out.write_text(text)
+        title = "CPU of the front end per token or request, tokenfleet / vllm-rs (dashed: target)"
+        arguments.out.with_suffix(".svg").write_text(ratio_chart(title, ratios))
 
 
 def printable_token_ids(model: str) -> list[int]:
@@ -157,18 +163,22 @@ def measure(server: Server, tokenizer: str, case: Case, figures: Figures, round_
 
 def row(case: Case, figures: dict[str, Figures]) -> list[str]:
     ours, rust = figures["tokenfleet"], figures["vllm-rs"]
-    ratios = [a / b for a, b in zip(ours.cpu_us, rust.cpu_us, strict=True)]
     python = figures.get("vllm-python")
     return [
         case.name,
         report.spread(ours.cpu_us),
         report.spread(rust.cpu_us),
         report.spread(python.cpu_us) if python else "–",
-        report.spread(ratios, 2),
+        report.spread(ratios_of(figures), 2),
         f"{case.target_ratio:.2f}",
-        f"{report.spread(ours.ttft_p50_ms)} / {report.spread(rust.ttft_p50_ms)}",
+        "–" if case.is_whole else f"{report.spread(ours.ttft_p50_ms)} / {report.spread(rust.ttft_p50_ms)}",
         f"{report.spread(ours.pss_mb, 0)} / {report.spread(rust.pss_mb, 0)}",
     ]
+
+
+def ratios_of(figures: dict[str, Figures]) -> list[float]:
+    """Ours / vllm-rs, of one round each."""
+    return [a / b for a, b in zip(figures["tokenfleet"].cpu_us, figures["vllm-rs"].cpu_us, strict=True)]
 
 
 def render(rows: list[list[str]]) -> str:

@@ -170,9 +170,24 @@ def assert_exact(vocabulary: Vocabulary, ids: list[int], cuts: list[int], skip: 
     escaped = [fast.feed_escaped(piece) for piece in in_pieces(ids, cuts)]
     exact = [slow.feed(piece) for piece in in_pieces(ids, cuts)]
 
+    assert streamed_as_the_hot_path_does(vocabulary.stream(skip=skip), in_pieces(ids, cuts)) == escaped
     assert unescaped(escaped) + fast.finish() == expected
     assert "".join(exact) + slow.finish() == expected
     assert fast.num_tokens == slow.num_tokens == len(ids)
+
+
+def streamed_as_the_hot_path_does(stream: TextStream, pieces: list[list[int]]) -> list[bytes]:
+    """A lone token's bytes come straight out of the table where the stream says it is ready (StreamedChoice.take)."""
+    written = []
+    for piece in pieces:
+        table = stream.ready
+        ready_made = table[piece[0]] if table is not None and len(piece) == 1 else None
+        if ready_made is None:
+            written.append(stream.feed_escaped(piece))
+        else:
+            stream.num_tokens += 1
+            written.append(ready_made)
+    return written
 
 
 def test_every_single_token_is_escaped_as_it_decodes(embedded: Vocabulary) -> None:
