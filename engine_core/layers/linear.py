@@ -25,8 +25,6 @@ class Linear:
         if self._is_packed:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
             return y
-        if x.is_cuda and len(x) == 1:
-            return self._gemv(x, None)
         return torch.nn.functional.linear(x, self._weight, self._bias)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -34,16 +32,7 @@ class Linear:
         if self._is_packed:
             y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
             return y
-        if x.is_cuda and len(x) == 1:
-            return self._gemv(x, residual)
-        if x.is_cuda and self._bias is None:
-            return residual.addmm_(x, self._weight.t())
         return residual.add_(torch.nn.functional.linear(x, self._weight, self._bias))
-
-    def _gemv(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        from engine_core.layers.triton_gemv import gemv
-
-        return gemv(x, self._weight, self._bias, residual)
 
 
 def can_pack(weight: Tensor) -> bool:
