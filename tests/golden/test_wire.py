@@ -106,7 +106,7 @@ def test_parcel_bytes() -> None:
     packed = parcel.pack(Envelope(Kind.ABORT, STREAM), Abort(stream_id=STREAM), b"\x07\0\0\0")
 
     body = encode(Abort(stream_id=STREAM))
-    assert packed[:8].hex() == f"{len(body):02x}000000" "04000000"
+    assert packed[:8].hex() == f"{len(body):02x}00000004000000"
     assert packed[8:] == Envelope(Kind.ABORT, STREAM).pack() + body + b"\x07\0\0\0"
 
 
