@@ -115,12 +115,13 @@ def test_wiretap_shows_a_request_on_its_way(sim_fleet: Fleet, tmp_path: Path) ->
     log_path = tmp_path / "tap"
     command = [sys.executable, "-m", "ops", "wiretap", "--pid", str(sim_fleet.process.pid)]
 
-    def has_heard_a_finish() -> bool:  # the tap hears what is said after it has connected
+    def has_heard_a_whole_request() -> bool:  # messages and records are heard once each source has been joined
         httpx.post(sim_fleet.base_url + "/v1/completions", json={"prompt": "hi", "max_tokens": 3, "stream": True})
-        return "finish" in log_path.read_text()
+        heard = log_path.read_text()
+        return "generate" in heard and "finish" in heard
 
     with log_path.open("wb") as log, subprocess.Popen(command, stdout=log, env=environment()) as tap:
-        sim_fleet.wait_until(has_heard_a_finish, timeout_s=20)
+        sim_fleet.wait_until(has_heard_a_whole_request, timeout_s=20)
         tap.terminate()
 
     lines = log_path.read_text().splitlines()
