@@ -1,7 +1,8 @@
 """The running sequences as columns of numpy arrays: one row each, from start to end or preemption. No torch here.
 
-The scheduler writes, the runner reads; between `Runner.launch` and `Launched.result` nothing is stored to a planned
-row. A steady decode step touches these arrays as whole columns and no Sequence at all.
+The scheduler writes, the runner reads. A pass that is under way counts already: `num_tokens` includes the tokens it draws,
+whose places in `token_ids` are stored to when it is over. A steady decode step touches these arrays as whole columns
+and no Sequence at all.
 """
 
 import numpy as np
@@ -40,7 +41,10 @@ class BatchState:
         # Tokens and K/V. np.zeros: untouched pages of long contexts cost no memory.
         self.token_ids = np.zeros((rows, max_model_len), np.int32)  # prompt, then output
         self.num_tokens = np.zeros(rows, np.int32)  # valid in token_ids
-        self.num_computed = np.zeros(rows, np.int32)  # of them with K/V in the blocks
+        self.num_in_flight = np.zeros(
+            rows, np.int32
+        )  # of them the last ones that a pass under way draws: not known yet
+        self.num_computed = np.zeros(rows, np.int32)  # of them with K/V in the blocks, passes under way included
         self.num_prompt = np.zeros(rows, np.int32)
         self.block_table = np.zeros((rows, self.max_blocks), np.int32)  # physical block of each logical one
         self.num_blocks = np.zeros(rows, np.int32)  # valid in block_table
@@ -71,6 +75,7 @@ class BatchState:
         self.slot = np.zeros(rows, np.int32)  # worker
         self.number = np.zeros(rows, np.uint32)  # stream number within the worker's generation
         self.sequences: list[Sequence | None] = [None] * rows
+        self.tenancy = np.zeros(rows, np.int64)  # changes whenever the row is given out or taken back
 
         self._free_rows = list(range(rows - 1, -1, -1))
         self._freed_rows: list[int] = []
@@ -90,6 +95,7 @@ class BatchState:
         num_tokens = len(sequence.token_ids)
         self.token_ids[row, :num_tokens] = sequence.token_ids
         self.num_tokens[row] = num_tokens
+        self.num_in_flight[row] = 0
         self.num_computed[row] = 0
         self.num_prompt[row] = sequence.num_prompt_tokens
         self.num_blocks[row] = 0
@@ -102,6 +108,7 @@ class BatchState:
         self.number[row] = sequence.number
         self._set_sampling(row, sequence.sampling, sequence.stream_id)
         self.sequences[row] = sequence
+        self.tenancy[row] += 1
         self._changed_rows.append(row)
         sequence.row = row
         sequence.state = SequenceState.RUNNING
@@ -112,6 +119,7 @@ class BatchState:
         sequence = self.sequences[row]
         assert sequence is not None
         self.sequences[row] = None
+        self.tenancy[row] += 1
         self.is_running[row] = False
         self.is_decoding[row] = False
         sequence.row = NO_ROW
@@ -119,9 +127,13 @@ class BatchState:
         self._freed_rows.append(row)
         return sequence
 
+    def num_known(self, row: int) -> int:
+        """Tokens of this row that no pass under way is still to draw."""
+        return int(self.num_tokens[row] - self.num_in_flight[row])
+
     def output_ids(self, row: int) -> Int32Array:
         """A copy of what was generated in this row."""
-        return self.token_ids[row, self.num_prompt[row] : self.num_tokens[row]].copy()
+        return self.token_ids[row, self.num_prompt[row] : self.num_known(row)].copy()
 
     def take_freed_rows(self) -> Rows:
         """Rows given up since the last call."""

@@ -1,19 +1,22 @@
 """One turn of an engine: take messages, schedule, run, publish. The only module that knows all the parts. No torch.
 
-A turn without work blocks in the broker's socket; every turn beats. A forward pass that raises fails the sequences
-of its plan and the engine goes on; several in a row mean that the device or the process is broken, and end it.
+A turn without work blocks in the broker's socket; every turn beats. A runner that runs ahead has its next pass before the
+result of the last one is looked at: what this module does for a step is done while the device computes the next. A
+forward pass that raises fails the sequences of its plan and the engine goes on; several in a row mean that the device
+or the process is broken, and end it.
 """
 
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from engine_core.intake import Intake
 from engine_core.metrics import EngineMetrics
 from engine_core.outbox import Outbox
-from engine_core.plan import Runner, StepPlan
-from engine_core.scheduler import NO_TOKENS, SampledTokens, Scheduler
+from engine_core.plan import Launched, Runner, StepPlan
+from engine_core.scheduler import NO_TOKENS, Scheduler
 from ipc.fleet_page import Cell
 from ipc.messages import Progress
 from ipc.record import FailureCode
@@ -31,6 +34,15 @@ class BrokerSocket(Protocol):
 
     def receive(self, timeout_ms: int) -> list[Inbound]: ...
     def send(self, message: Progress) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flight:
+    """A pass that was launched."""
+
+    plan: StepPlan
+    launched: Launched
+    started_s: float
 
 
 class Engine:
@@ -57,6 +69,8 @@ class Engine:
         self._outbox = outbox
         self._cell = cell
         self._metrics = metrics
+        self._flight: Flight | None = None
+        self._landed_s = 0.0  # when the last pass was seen to be over
         self._num_steps = 0
         self._num_failed_steps = 0
         self._counts_seen = (0, 0, 0)
@@ -65,20 +79,22 @@ class Engine:
         """Turn until told to stop; the step in hand is finished and published."""
         while not should_stop():
             self.turn()
+        self._land()
 
     def turn(self) -> None:
         """At most one step. Waits for messages only when there is nothing to compute."""
         self._cell.beat()
         self._intake.take(self._socket.receive(self._wait_ms()))
         self._look_at_workers()
-        started_s = time.monotonic()
         plan = self._scheduler.schedule()
-        tokens = NO_TOKENS if plan is None else self._compute(plan)
-        self._outbox.publish(tokens, self._scheduler.take_endings())
-        self._report(plan, time.monotonic() - started_s)
+        flight = None if plan is None else self._launch(plan)
+        if not self._runner.runs_ahead:
+            self._flight, flight = flight, None
+        self._land()
+        self._flight = flight
 
     def _wait_ms(self) -> int:
-        if self._scheduler.has_work:
+        if self._scheduler.has_work or self._flight:
             return 0
         return OVERFLOW_RETRY_MS if self._outbox.has_overflow else IDLE_MS
 
@@ -89,20 +105,43 @@ class Engine:
         for slot in self._outbox.stalled_slots:
             self._scheduler.fail_slot(slot, FailureCode.OVERFLOW, "the worker fell too far behind to be served")
 
-    def _compute(self, plan: StepPlan) -> SampledTokens:
+    def _launch(self, plan: StepPlan) -> Flight | None:
+        started_s = time.monotonic()
         try:
-            result = self._runner.launch(plan).result()
+            launched = self._runner.launch(plan)
         except Exception as error:
-            self._num_failed_steps += 1
-            logger.exception("step failed", extra={"num_rows": len(plan.rows), "num_tokens": plan.num_tokens})
-            if self._num_failed_steps >= MAX_FAILED_STEPS:
-                raise
-            self._scheduler.fail_plan(plan, f"the engine failed to compute this step: {type(error).__name__}")
-            return NO_TOKENS
-        self._num_failed_steps = 0
-        return self._scheduler.commit(plan, result)
+            self._scheduler.advance(plan)
+            self._fail(plan, error)
+            return None
+        self._scheduler.advance(plan)
+        return Flight(plan, launched, started_s)
 
-    def _report(self, plan: StepPlan | None, duration_s: float) -> None:
+    def _land(self) -> None:
+        """Wait for the pass under way, if there is one, and tell everybody what came of it."""
+        flight, self._flight = self._flight, None
+        tokens = NO_TOKENS
+        if flight is not None:
+            try:
+                result = flight.launched.result()
+            except Exception as error:
+                self._fail(flight.plan, error)
+            else:
+                self._num_failed_steps = 0
+                tokens = self._scheduler.commit(flight.plan, result)
+        self._outbox.publish(tokens, self._scheduler.take_endings())
+        self._report(flight)
+
+    def _fail(self, plan: StepPlan, error: Exception) -> None:
+        """Called while the error is handled, which it raises again when it is one too many."""
+        self._num_failed_steps += 1
+        logger.error(
+            "step failed", exc_info=error, extra={"num_rows": len(plan.rows), "num_tokens": plan.num_tokens}
+        )  # fmt: skip
+        if self._num_failed_steps >= MAX_FAILED_STEPS:
+            raise error
+        self._scheduler.fail_plan(plan, f"the engine failed to compute this step: {type(error).__name__}")
+
+    def _report(self, flight: Flight | None) -> None:
         """Tell the broker what started and ended, and everybody how it goes."""
         scheduler = self._scheduler
         started, ended = scheduler.take_progress()
@@ -110,10 +149,11 @@ class Engine:
             self._socket.send(
                 Progress(engine=self._index, generation=self._generation, started=tuple(started), ended=tuple(ended))
             )
-        if plan is not None:
+        if flight is not None:
             self._num_steps += 1
             self._cell.steps = self._num_steps
-            self._metrics.on_step(plan.num_tokens, duration_s)
+            self._metrics.on_step(flight.plan.num_tokens, time.monotonic() - max(flight.started_s, self._landed_s))
+            self._landed_s = time.monotonic()
         self._cell.has_work = scheduler.has_work
         self._metrics.on_load(
             scheduler.num_running, scheduler.num_waiting, scheduler.blocks.num_in_use / scheduler.blocks.num_blocks

@@ -76,6 +76,8 @@ class Computed:
 class ModelRunner:
     """engine_core.plan.Runner over a Decoder."""
 
+    runs_ahead = False
+
     def __init__(self, decoder: Decoder, kv_cache: KvCache, state: BatchState, device: torch.device) -> None:
         self.num_blocks = kv_cache.num_blocks
         self.kv_cache = kv_cache

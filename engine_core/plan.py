@@ -31,6 +31,7 @@ class StepPlan:
     num_tokens: int  # sum of num_new_tokens
     freed_rows: Rows  # rows given up since the previous plan: forget what is cached for them, before changed_rows
     changed_rows: Rows  # rows with a new occupant since the previous plan: read all of the row's columns again
+    tenancy: NDArray[np.int64]  # (n,) of the rows: one that has another by now was given up after this plan
 
     @property
     def sampled_rows(self) -> Rows:
@@ -50,7 +51,7 @@ class Launched(Protocol):
     """A forward pass under way."""
 
     def result(self) -> StepResult:
-        """Block until the pass is done. Called exactly once, before the next plan is made."""
+        """Block until the pass is done. Called exactly once, in the order of launches."""
 
 
 class Runner(Protocol):
@@ -60,8 +61,13 @@ class Runner(Protocol):
     def num_blocks(self) -> int:
         """KV blocks in the pool; ids are 0 to num_blocks - 1. Fixed for life."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether `launch` returns before the pass is done, and takes the next plan before its tokens are known."""
+
     def warm_up(self) -> None:
         """Whatever makes the first step as fast as the rest. Blocks; called once, before any launch."""
 
     def launch(self, plan: StepPlan) -> Launched:
-        """Start one pass; may return before it is done (GPU) or after (CPU). Raising fails all of the plan."""
+        """Start one pass. A runner that runs ahead gets at most one more before the result of this one is asked for; the
+        last token of a decode may then be known to nobody but itself. Raising fails all of the plan."""

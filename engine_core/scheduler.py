@@ -1,10 +1,14 @@
 """Continuous batching: which tokens the next forward pass computes, and what its result means. No torch here.
 
-One round is `schedule`, the runner, `commit`. Decodes come first, one token each; what is left of `max_batched_tokens`
-goes to prefill chunks, by rank (priority, then arrival). A sequence is admitted when a row is free and blocks for all
-its known tokens are, plus one in reserve for every sequence that runs: admission never causes a preemption by itself.
-When a decode finds no block, the running sequence of the last rank gives its blocks back and waits to be computed again
-(most of it from the prefix cache, as a rule). The first rank is never preempted, so something always ends.
+One round is `schedule`, launching the runner, `advance`, and `commit` once the tokens are known. Where the runner runs
+ahead, the next round's `schedule` and `advance` come before this one's `commit`: what a pass draws is counted when it is
+launched and known later, and a sequence that ends on it has computed one token too many, which nobody gets.
+
+Decodes come first, one token each; what is left of `max_batched_tokens` goes to prefill chunks, by rank (priority, then
+arrival). A sequence is admitted when a row is free and blocks for all its known tokens are, plus one in reserve for every
+sequence that runs: admission never causes a preemption by itself. When a decode finds no block, the running sequence
+of the last rank gives its blocks back and waits to be computed again (most of it from the prefix cache, as a rule). The
+first rank is never preempted, so something always ends.
 
 Every sequence ends exactly once: as an `Ending` (finish or failure, for the worker) or, aborted, without one; its
 stream id is reported in `Progress.ended` either way.
@@ -74,6 +78,7 @@ class Scheduler:
         self._endings: list[Ending] = []
         self._started: list[int] = []
         self._ended: list[int] = []
+        self._num_in_flight = 0  # plans advanced and not committed
 
     @property
     def has_work(self) -> bool:
@@ -133,7 +138,7 @@ class Scheduler:
         sequence = self._sequences.get(stream_id)
         if sequence is None:
             return  # its own finish is on the way
-        num_tokens = len(sequence.token_ids) if sequence.row == NO_ROW else int(self.state.num_tokens[sequence.row])
+        num_tokens = len(sequence.token_ids) if sequence.row == NO_ROW else self.state.num_known(sequence.row)
         finish = self._finish_record(
             sequence,
             FinishCode.ABORT,
@@ -158,7 +163,8 @@ class Scheduler:
 
     def fail_plan(self, plan: StepPlan, message: str) -> None:
         """The whole pass failed: so do its sequences, and nobody else's."""
-        for row in plan.rows.tolist():
+        self._num_in_flight -= 1
+        for row in plan.rows[self.state.tenancy[plan.rows] == plan.tenancy].tolist():
             self._fail(self._sequence_in(row), FailureCode.INTERNAL, message)
 
     def take_endings(self) -> list[Ending]:
@@ -175,15 +181,24 @@ class Scheduler:
     # ── before the forward pass ──────────────────────────────────────────────────────────────────────────────────
 
     def schedule(self, now_ns: int | None = None) -> StepPlan | None:
-        """Choose the tokens of one forward pass: decodes first, then prefill chunks. None when there is nothing to do.
+        """Choose the tokens of one forward pass: decodes first, then prefill chunks. None when there is nothing to do, or
+        nothing before the pass under way is committed.
 
         `now_ns` is CLOCK_MONOTONIC.
         """
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
+        state = self.state
         if self._deadlines:
             self._expire(now_ns)
         num_preemptions = self.counts.num_preemptions
-        rows = self._grow_decodes()
+        rows = np.flatnonzero(state.is_decoding & (state.num_tokens < state.max_total_len))
+        growing = rows[state.num_computed[rows] >= state.num_blocks[rows] * self._block_size]
+        if len(growing) > self.blocks.num_available:
+            if self._num_in_flight:
+                return None  # who is preempted must be known to the last token
+            rows = self._grow_by_force(rows, growing)
+        elif len(growing):
+            self._grow(growing)
         budget = self._max_batched_tokens - len(rows)
         may_admit = self.counts.num_preemptions == num_preemptions
         has_prefills = self._prefilling or (self._waiting and may_admit)
@@ -201,20 +216,12 @@ class Scheduler:
             if sequence is not None and not sequence.first_scheduled_ns:
                 self._fail(sequence, FailureCode.DEADLINE, "the request did not start before its deadline")
 
-    def _grow_decodes(self) -> Rows:
-        """The decoding rows, each with a block for its next token; rows may be preempted for it."""
-        state = self.state
-        rows = np.flatnonzero(state.is_decoding)
-        growing = rows[state.num_computed[rows] >= state.num_blocks[rows] * self._block_size]
-        if not len(growing):
-            return rows
-        if len(growing) <= self.blocks.num_available:
-            self._grow(growing)
-            return rows
+    def _grow_by_force(self, rows: Rows, growing: Rows) -> Rows:
+        """What is left of the decoding rows when each has a block for its next token, by preempting some of them."""
         for row in sorted(growing.tolist(), key=lambda row: self._sequence_in(row).rank):
             if self._make_room_for(row):
                 self._grow(np.array([row]))
-        return rows[state.is_decoding[rows]]
+        return rows[self.state.is_decoding[rows]]
 
     def _grow(self, rows: Rows) -> None:
         """One more block for each of these rows; there are enough."""
@@ -328,7 +335,19 @@ class Scheduler:
             num_tokens=num_decodes + sum(chunk for _, chunk in chunks),
             freed_rows=state.take_freed_rows(),
             changed_rows=state.take_changed_rows(),
+            tenancy=state.tenancy[rows],
         )
+
+    def advance(self, plan: StepPlan) -> None:
+        """The plan was launched: count what it computes and draws, before anyone knows the tokens."""
+        state, rows = self.state, plan.sampled_rows
+        self._num_in_flight += 1
+        state.num_computed[plan.rows] = plan.context_lens + plan.num_new_tokens
+        state.num_tokens[rows] += 1
+        state.num_in_flight[rows] += 1
+        for row in rows[plan.num_decodes :].tolist():  # these have their prompt computed
+            state.is_decoding[row] = True
+            self._prefilling.remove(self._sequence_in(row))
 
     # ── after the forward pass ───────────────────────────────────────────────────────────────────────────────────
 
@@ -336,40 +355,43 @@ class Scheduler:
         """Store the sampled tokens, publish blocks that became full, end what has ended; returns what streams get."""
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
         state = self.state
-        rows, token_ids = plan.sampled_rows, result.token_ids
-        computed = plan.context_lens + plan.num_new_tokens
-        state.num_computed[plan.rows] = computed
-        num_tokens = state.num_tokens[rows]
-        state.token_ids[rows, num_tokens] = token_ids
-        num_tokens += 1
-        state.num_tokens[rows] = num_tokens
-        prefilled, linkable = rows[plan.num_decodes :], plan.rows[computed >= state.next_link_len[plan.rows]]
-        if result.failures:  # before anything of theirs is published
-            for row, message in result.failures.items():
+        self._num_in_flight -= 1
+        for row, message in result.failures.items():  # before anything of theirs is published
+            if self._has_stayed(plan, row):
                 self._fail(self._sequence_in(row), FailureCode.INTERNAL, message)
-            is_alive = state.is_running[rows]
-            rows, token_ids, num_tokens = rows[is_alive], token_ids[is_alive], num_tokens[is_alive]
-            prefilled, linkable = prefilled[state.is_running[prefilled]], linkable[state.is_running[linkable]]
-        if len(linkable):
-            self._publish_blocks(linkable)
-        if len(prefilled):
-            self._begin_decoding(prefilled, now_ns)
-        return self._check_stops(rows, token_ids, num_tokens, now_ns)
+        computed = plan.context_lens + plan.num_new_tokens
+        has_stayed = state.tenancy[plan.rows] == plan.tenancy
+        sampled = has_stayed & plan.samples
+        rows, token_ids, places = plan.rows[sampled], result.token_ids[has_stayed[plan.samples]], computed[sampled]
+        state.token_ids[rows, places] = token_ids
+        state.num_in_flight[rows] -= 1
+        linkable = has_stayed & (computed >= state.next_link_len[plan.rows])
+        if linkable.any():
+            self._publish_blocks(plan.rows[linkable], computed[linkable])
+        for row in rows[np.count_nonzero(sampled[: plan.num_decodes]) :].tolist():
+            sequence = self._sequence_in(row)
+            sequence.first_token_ns = sequence.first_token_ns or now_ns
+        return self._check_stops(rows, token_ids, places + 1, now_ns)
 
-    def _publish_blocks(self, rows: Rows) -> None:
+    def _has_stayed(self, plan: StepPlan, row: int) -> bool:
+        """Whether the row has the occupant it had in this plan."""
+        [entry] = np.flatnonzero(plan.rows == row)
+        return bool(self.state.tenancy[row] == plan.tenancy[entry])
+
+    def _publish_blocks(self, rows: Rows, computed: Int32Array) -> None:
         """Offer blocks that became full to the prefix cache: rows that decode have one, prefill chunks many."""
         state = self.state
-        has_many = state.num_computed[rows] - state.next_link_len[rows] >= self._block_size
-        for row in rows[has_many].tolist():
-            self._publish_run(row)
+        has_many = computed - state.next_link_len[rows] >= self._block_size
+        for row, num_computed in zip(rows[has_many].tolist(), computed[has_many].tolist(), strict=True):
+            self._publish_run(row, num_computed)
         rows = rows[~has_many]
         if len(rows):
             self._publish_one_each(rows)
 
-    def _publish_run(self, row: int) -> None:
+    def _publish_run(self, row: int, num_computed: int) -> None:
         state, block_size = self.state, self._block_size
         start = int(state.next_link_len[row]) // block_size - 1
-        end = int(state.num_computed[row]) // block_size
+        end = num_computed // block_size
         links = self._sequence_in(row).block_links
         while len(links) < end:  # a preempted sequence brings generated tokens
             tokens = state.token_ids[row, len(links) * block_size : (len(links) + 1) * block_size]
@@ -390,14 +412,6 @@ class Scheduler:
             if position == len(links):
                 links.append(next_link(links[-1], tokens[4 * block_size * index : 4 * block_size * (index + 1)]))
             self.blocks.cache.publish(blocks[index], links[position])
-
-    def _begin_decoding(self, rows: Rows, now_ns: int) -> None:
-        """These rows have their prompt computed and a first token."""
-        self.state.is_decoding[rows] = True
-        for row in rows.tolist():
-            sequence = self._sequence_in(row)
-            sequence.first_token_ns = sequence.first_token_ns or now_ns
-            self._prefilling.remove(sequence)
 
     def _check_stops(self, rows: Rows, token_ids: Int32Array, num_tokens: Int32Array, now_ns: int) -> SampledTokens:
         """End what drew a stop id or is as long as it may be; the rest of the tokens go to their streams."""
@@ -488,6 +502,7 @@ class Scheduler:
             assert (sequence in self._prefilling) != bool(state.is_decoding[row])
             assert state.num_computed[row] <= state.num_blocks[row] * self._block_size
             assert state.num_computed[row] < state.num_tokens[row] <= state.max_total_len[row]
+            assert 0 <= state.num_in_flight[row] <= self._num_in_flight
             for block in state.block_table[row, : state.num_blocks[row]].tolist():
                 num_users[block] = num_users.get(block, 0) + 1
         self.blocks.check_integrity(num_users)

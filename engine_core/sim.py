@@ -30,6 +30,8 @@ _DEFAULT_TOKENS_PER_SEQUENCE = 2048  # of KV, when nothing says otherwise
 class SimRunner:
     """Draws script[(base + position * stride) % n], where the base comes from prompt and seed."""
 
+    runs_ahead = False
+
     def __init__(
         self, state: BatchState, *, script: Int32Array, num_blocks: int, step_ms: float, prefill_us_per_token: float
     ) -> None:

@@ -46,7 +46,9 @@ class InProcessEngine:
         while self.scheduler.has_work:
             plan = self.scheduler.schedule()
             assert plan is not None
-            self.scheduler.commit(plan, self.runner.launch(plan).result())
+            launched = self.runner.launch(plan)
+            self.scheduler.advance(plan)
+            self.scheduler.commit(plan, launched.result())
             for ending in self.scheduler.take_endings():
                 assert not isinstance(ending.record, Failure), ending.record
                 if ending.output_ids is not None:

@@ -43,6 +43,7 @@ class FakeRunner:
         self.state = state
         self.kv = np.full((num_blocks, BLOCK_SIZE), -1, np.int32)
         self.occupants: dict[int, Sequence] = {}  # what a runner's cache per row would hold
+        self.last_token = np.full(state.max_num_seqs, -1, np.int32)  # per row: what a device keeps to run ahead
 
     def run(self, plan: StepPlan, failing: set[int]) -> StepResult:
         self._refresh(plan)
@@ -50,11 +51,14 @@ class FakeRunner:
         for i, row in enumerate(plan.rows.tolist()):
             context, new = int(plan.context_lens[i]), int(plan.num_new_tokens[i])
             tokens = self.state.token_ids[row, : context + new].tolist()
+            if i < plan.num_decodes:
+                tokens[-1] = int(self.last_token[row])
             assert self._stored(row, context) == tokens[:context]
             for position in range(context, context + new):
                 self.kv[self._slot(row, position)] = tokens[position]
             if plan.samples[i]:
                 drawn.append(next_token(tokens))
+                self.last_token[row] = drawn[-1]
         return StepResult(np.array(drawn, np.int32), dict.fromkeys(failing, "failed by the test"))
 
     def _refresh(self, plan: StepPlan) -> None:
@@ -86,8 +90,15 @@ def expected_output(prompt: list[int], max_total_len: int, min_tokens: int, igno
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    @initialize(num_blocks=st.integers(6, 20), max_num_seqs=st.integers(1, 6), budget=st.integers(6, 40))
-    def start(self, num_blocks: int, max_num_seqs: int, budget: int) -> None:
+    @initialize(
+        num_blocks=st.integers(6, 20),
+        max_num_seqs=st.integers(1, 6),
+        budget=st.integers(6, 40),
+        runs_ahead=st.booleans(),
+    )
+    def start(self, num_blocks: int, max_num_seqs: int, budget: int, runs_ahead: bool) -> None:
+        self.runs_ahead = runs_ahead
+        self.flight: tuple[StepPlan, StepResult] | None = None
         self.capacity = num_blocks * BLOCK_SIZE
         self.max_batched_tokens = budget
         self.state = BatchState(
@@ -180,27 +191,35 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, failing: set[int], elapsed_s: int) -> None:
         self.now_ns += elapsed_s * 1_000_000_000
         plan = self.scheduler.schedule(self.now_ns)
-        if plan is None:
-            self._collect_ends()
+        flight = None
+        if plan is not None:
+            self._check_plan(plan)
+            self.failed_rows = failing & set(plan.rows.tolist())
+            self.aborted |= {self._stream_in(row) for row in self.failed_rows}
+            flight = plan, self.runner.run(plan, self.failed_rows)
+            self.scheduler.advance(plan)
+        elif self.flight is None:
             assert not self.scheduler.has_work, "work is left, but nothing was planned"
-            return
-        self._check_plan(plan)
-        self.failed_rows = failing & set(plan.rows.tolist())
-        failed = {self._stream_in(row) for row in self.failed_rows}
-        tokens = self.scheduler.commit(plan, self.runner.run(plan, self.failed_rows), self.now_ns)
+        if not self.runs_ahead:
+            self.flight, flight = flight, None
+        if self.flight is not None:
+            self._commit(*self.flight)
+        self.flight = flight
+        self._collect_ends()
+
+    def _commit(self, plan: StepPlan, result: StepResult) -> None:
+        tokens = self.scheduler.commit(plan, result, self.now_ns)
         for slot, number, token_id in zip(
             tokens.slots.tolist(), tokens.numbers.tolist(), tokens.token_ids.tolist(), strict=True
         ):
             self.streamed[make_stream_id(slot, 1, number)].append(token_id)
-        self.aborted |= failed
-        self._collect_ends()
 
     def teardown(self) -> None:
         """Whatever is left ends by itself."""
         if not hasattr(self, "scheduler"):
             return
         for _ in range(3000):
-            if not self.scheduler.has_work:
+            if not self.scheduler.has_work and self.flight is None:
                 break
             self.step(set(), 0)
         assert not self.live

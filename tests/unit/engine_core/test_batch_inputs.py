@@ -35,6 +35,7 @@ def plan_of(entries: list[tuple[int, int, int]], state: BatchState, changed: tup
         num_tokens=int(num_new.sum()),
         freed_rows=np.zeros(0, np.intp),
         changed_rows=np.array(changed, np.intp),
+        tenancy=state.tenancy[rows],
     )
 
 

@@ -42,6 +42,7 @@ class FakeRunner:
     """Draws token 50 for everybody; raises while told to."""
 
     num_blocks = 64
+    runs_ahead = False
 
     def __init__(self) -> None:
         self.is_broken = False
@@ -58,16 +59,46 @@ class FakeRunner:
         return self._result
 
 
+class AheadRunner:
+    """Runs ahead: draws 50 for everybody once asked for the result, in the order of launches; raises on demand."""
+
+    num_blocks = 64
+    runs_ahead = True
+
+    def __init__(self) -> None:
+        self.under_way: deque[StepPlan] = deque()
+        self.most_under_way = 0
+        self.is_broken = False
+
+    def warm_up(self) -> None: ...
+
+    def launch(self, plan: StepPlan) -> "AheadFlight":
+        self.under_way.append(plan)
+        self.most_under_way = max(self.most_under_way, len(self.under_way))
+        return AheadFlight(self, plan)
+
+
+class AheadFlight:
+    def __init__(self, runner: AheadRunner, plan: StepPlan) -> None:
+        self.runner, self.plan = runner, plan
+
+    def result(self) -> StepResult:
+        assert self.runner.under_way.popleft() is self.plan
+        if self.runner.is_broken:
+            raise RuntimeError("device lost")
+        return StepResult(np.full(len(self.plan.sampled_rows), 50, np.int32))
+
+
 class SilentBell:
     def ring(self) -> None: ...
 
 
 class Rig:
-    def __init__(self, max_overflow_bytes: int = 1 << 20) -> None:
+    def __init__(self, max_overflow_bytes: int = 1 << 20, runner: FakeRunner | AheadRunner | None = None) -> None:
         self.view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
         format_ring(self.view, RING_BYTES)
         self.reader = RingReader(self.view, 1)
-        self.socket, self.runner = FakeSocket(), FakeRunner()
+        self.socket, self.runner = FakeSocket(), runner or FakeRunner()
         self.metrics = create_metrics_segment("engine")
         self.cell = FleetPage(FleetPage.create_segment(1, 1).view).engines[0]
         outbox = Outbox([RingWriter(self.view)], [SilentBell()], max_overflow_bytes)
@@ -249,3 +280,70 @@ def test_run_returns_once_told_to_stop() -> None:
     rig.engine.run(lambda: next(answers))
 
     assert len(rig.socket.waits_ms) == 2
+
+
+def test_a_runner_that_runs_ahead_has_the_next_pass_before_the_last_one_is_looked_at() -> None:
+    runner = AheadRunner()
+    rig = Rig(runner=runner)
+    rig.generate(1, 2, max_tokens=4)
+
+    for _ in range(6):
+        rig.engine.turn()
+
+    records = rig.read()
+    assert runner.most_under_way == 2
+    assert [token for record in records for token in record.tokens] == [50] * 8
+    assert [finish.num_output_tokens for finish in records[-1].finishes] == [4, 4]
+    assert not rig.scheduler.has_work and not runner.under_way
+
+
+def test_what_a_stop_id_makes_superfluous_reaches_nobody() -> None:
+    rig = Rig(runner=AheadRunner())
+    rig.socket.inbox.append(
+        [
+            Inbound(
+                Generate(
+                    stream_id=make_stream_id(0, 1, 1),
+                    request_id="r",
+                    sampling=SamplingParams(max_tokens=9, stop_token_ids=(50,)),
+                ),
+                b"\5\0\0\0" * 3,
+            )
+        ]
+    )
+
+    for _ in range(4):
+        rig.engine.turn()
+
+    (record,) = rig.read()
+    assert record.tokens == [] and [finish.num_output_tokens for finish in record.finishes] == [1]
+    assert rig.scheduler.blocks.num_in_use == 0
+
+
+def test_a_pass_that_fails_under_way_fails_its_streams_and_the_next_ones_are_served() -> None:
+    runner = AheadRunner()
+    rig = Rig(runner=runner)
+    rig.generate(1)
+    rig.engine.turn()
+    runner.is_broken = True
+    rig.engine.turn()
+    runner.is_broken = False
+    rig.engine.turn()
+    rig.generate(2)
+
+    for _ in range(4):
+        rig.engine.turn()
+
+    records = rig.read()
+    assert [(f.stream, f.code) for f in records[0].failures] == [(1, FailureCode.INTERNAL)]
+    assert [finish.stream for finish in records[-1].finishes] == [2]
+
+
+def test_the_pass_under_way_is_published_before_an_engine_stops() -> None:
+    rig = Rig(runner=AheadRunner())
+    rig.generate(1)
+    answers = iter([False, True])
+
+    rig.engine.run(lambda: next(answers))
+
+    assert [record.tokens for record in rig.read()] == [[50]]

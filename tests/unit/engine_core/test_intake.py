@@ -106,6 +106,7 @@ def test_hashes_are_used_when_caching_is_on(is_enabled: bool, num_cached: int) -
     rig.generate(prompt, block_hashes=chain(prompt, BLOCK_SIZE))
     first = rig.scheduler.schedule()
     assert first is not None
+    rig.scheduler.advance(first)
     rig.scheduler.commit(first, StepResult(np.array([50], np.int32)))
 
     rig.generate(prompt, stream_id=make_stream_id(0, 1, 8), block_hashes=chain(prompt, BLOCK_SIZE))

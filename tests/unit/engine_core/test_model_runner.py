@@ -62,6 +62,7 @@ def plan_of(state: BatchState, row: int, context: int, num_new: int) -> StepPlan
         num_tokens=num_new,
         freed_rows=np.zeros(0, np.intp),
         changed_rows=np.array([row] if context == 0 else [], np.intp),
+        tenancy=state.tenancy[[row]],
     )
 
 

@@ -16,6 +16,7 @@ def test_sampled_rows_are_those_whose_chunk_ends_with_the_last_token() -> None:
         num_tokens=12,
         freed_rows=nothing,
         changed_rows=nothing,
+        tenancy=np.zeros(3, np.int64),
     )
 
     assert plan.sampled_rows.tolist() == [4, 7]

@@ -52,6 +52,7 @@ def step(scheduler: Scheduler, token_id: int = 50, now_ns: int = 2 * SECOND_NS) 
     """One round in which everybody draws the same token."""
     plan = plan_of(scheduler, now_ns)
     result = StepResult(np.full(len(plan.sampled_rows), token_id, np.int32))
+    scheduler.advance(plan)
     tokens = scheduler.commit(plan, result, now_ns)
     scheduler.check_integrity()
     return tokens
@@ -70,6 +71,7 @@ def test_decodes_come_first_and_prefill_chunks_fill_the_budget() -> None:
     scheduler.add(new_sequence(2, 14))
 
     first = plan_of(scheduler)
+    scheduler.advance(first)
     scheduler.commit(first, StepResult(np.array([50], np.int32)))
     second = plan_of(scheduler)
 
@@ -225,6 +227,7 @@ def test_preemption_takes_the_last_rank_and_resumes_with_all_its_tokens() -> Non
     scheduler.add(new_sequence(2, 6, max_tokens=5))
     plan = plan_of(scheduler)
     assert planned(scheduler, plan) == [(1, 7), (2, 6)]
+    scheduler.advance(plan)
     scheduler.commit(plan, StepResult(np.array([50, 51], np.int32)))
     step(scheduler)  # one takes the fifth block, two still has room
     step(scheduler)
@@ -312,6 +315,7 @@ def test_a_failed_row_ends_alone_and_leaves_nothing_in_the_cache() -> None:
     scheduler.add(new_sequence(2, 8))
     plan = plan_of(scheduler)
 
+    scheduler.advance(plan)
     tokens = scheduler.commit(plan, StepResult(np.array([50, 51], np.int32), {int(plan.rows[0]): "nan"}))
 
     (ending,) = scheduler.take_endings()

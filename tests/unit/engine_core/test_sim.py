@@ -46,7 +46,9 @@ def outputs(
         )  # fmt: skip
     got: list[list[int]] = [[] for _ in requests]
     while (plan := scheduler.schedule()) is not None:
-        tokens = scheduler.commit(plan, runner.launch(plan).result())
+        launched = runner.launch(plan)
+        scheduler.advance(plan)
+        tokens = scheduler.commit(plan, launched.result())
         for number, token_id in zip(tokens.numbers.tolist(), tokens.token_ids.tolist(), strict=True):
             got[number].append(token_id)
     return got
@@ -129,6 +131,8 @@ def test_steps_end_on_an_absolute_schedule(monkeypatch: pytest.MonkeyPatch) -> N
         now_s += busy_s  # what the engine did between two steps
         plan = scheduler.schedule()
         assert plan is not None
-        scheduler.commit(plan, runner.launch(plan).result())
+        launched = runner.launch(plan)
+        scheduler.advance(plan)
+        scheduler.commit(plan, launched.result())
 
     assert slept == [0.025, 0.015, 0.008, 0.02, 0.02]
