@@ -3,25 +3,33 @@
 Per engine step: the doorbell wakes the loop once, each record becomes Python ints in one call, each token costs one
 dictionary look-up and one append, and each stream that got something is flushed once. No task, no queue, no message per
 token. A wake-up that finds a long backlog handles a bounded part and comes back after the other connections had a turn.
+
+With a journal a stream outlives its engine: it is parked when the broker says that the engine is lost, and goes on, under
+another number, when the broker says that one is ready.
 """
 
 import asyncio
 import logging
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from apiserver.journal import Journal
 from ipc.block_hash import HASH_BYTES, chain
 from ipc.doorbell import Doorbell
 from ipc.errors import RingCorrupt
 from ipc.messages import (
     Abort,
     EngineLost,
+    EngineReady,
     Envelope,
+    ForWorker,
     Generate,
     Kind,
     Rejected,
+    Resume,
     SamplingParams,
     StreamId,
     make_stream_id,
@@ -50,6 +58,8 @@ class Sink(Protocol):
 
     tokens: list[int]
     """Token ids not yet flushed; the client appends, the sink takes."""
+    stream_id: StreamId | None
+    """What `submit` returned; the client changes it when the stream goes on in another engine."""
 
     def take(self, token: int, now_s: float) -> None:
         """One token, the only one of this wake-up, to be used at once."""
@@ -73,9 +83,9 @@ class Broker(Protocol):
 
     @property
     def fd(self) -> int: ...
-    def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None: ...
+    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None: ...
     def flush(self) -> None: ...
-    def receive(self) -> list[Rejected | EngineLost]: ...
+    def receive(self) -> list[ForWorker]: ...
     def close(self) -> None: ...
 
 
@@ -93,11 +103,15 @@ class EngineClient:
         block_size: int,
         enable_prefix_caching: bool,
         on_drained: Callable[[int], object] = lambda _num_tokens: None,
+        journal: Journal | None = None,
+        on_resumed: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_drained` hears, at the end of each wake-up, how many tokens the engines have made."""
+        """`on_drained` hears, at the end of each wake-up, how many tokens the engines have made; `on_resumed` of each
+        stream that another engine goes on with. Without a journal the streams of a lost engine end with an error."""
         self._slot, self._generation = slot, generation
         self._rings, self._doorbell = rings, doorbell
         self._on_drained = on_drained
+        self._journal, self._on_resumed = journal, on_resumed
         self._block_size = block_size if enable_prefix_caching else 0
         self._sinks: dict[int, Sink] = {}
         self._next_number = 1
@@ -157,6 +171,8 @@ class EngineClient:
             priority=priority,
             deadline_s=deadline_s,
         )
+        if self._journal is not None:
+            self._journal.begin(number, envelope, message, prompt)
         self._send(envelope, message, prompt)
         return stream_id
 
@@ -166,12 +182,14 @@ class EngineClient:
 
     def abort(self, stream_id: StreamId) -> None:
         """Forget the stream; its K/V is freed within a step or two. Unknown ones have ended already."""
-        if self._sinks.pop(number_of(stream_id), None) is not None:
+        if self._take_sink(number_of(stream_id)) is not None:
             self._send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
 
     def stop(self, stream_id: StreamId) -> None:
         """Make the engine end the stream now; its finish still comes."""
         if number_of(stream_id) in self._sinks:
+            if self._journal is not None:
+                self._journal.stop(number_of(stream_id))
             self._send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id, wants_finish=True))
 
     def exchange(self) -> None:
@@ -185,18 +203,52 @@ class EngineClient:
         for message in self._broker.receive():
             match message:
                 case Rejected():
-                    self._fail(number_of(message.stream_id), _refusal(message))
+                    self._on_rejected(message)
                 case EngineLost():
-                    self.drain()  # what the engine published before it died comes first
-                    for stream_id in message.stream_ids:
-                        self._fail(number_of(stream_id), ENGINE_LOST)
+                    self._drain_to_the_end()  # what the engine published before it died comes first
+                    self._lose([number_of(stream_id) for stream_id in message.stream_ids], ENGINE_LOST)
+                case EngineReady():
+                    self._resume_parked()
+        if self._journal is not None:
+            for number in self._journal.overdue():
+                self._fail(number, ENGINE_LOST)
 
-    def _send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
+    def _send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
         """Leaves before the loop sleeps again."""
         self._broker.send(envelope, message, prompt)
         if self._loop is not None and not self._will_exchange:
             self._will_exchange = True
             self._loop.call_soon(self.exchange)
+
+    def _on_rejected(self, rejected: Rejected) -> None:
+        number = number_of(rejected.stream_id)
+        if self._journal is not None and self._journal.has_moved(number):
+            self._lose([number], ENGINE_LOST)  # its next engine is gone already: another will be ready
+        else:
+            self._fail(number, _refusal(rejected))
+
+    def _lose(self, numbers: list[int], error: StreamError) -> None:
+        """Nothing more comes for these streams as they are."""
+        numbers = [number for number in numbers if number in self._sinks]
+        if self._journal is not None:
+            numbers = self._journal.park(numbers)
+        for number in numbers:
+            self._fail(number, error)
+
+    def _resume_parked(self) -> None:
+        """Go on with what was lost, in whatever engine is ready."""
+        if self._journal is None:
+            return
+        for number, entry in self._journal.take_parked().items():
+            new_number = self._free_number()
+            stream_id = make_stream_id(self._slot, self._generation, new_number)
+            sink = self._sinks[new_number] = self._sinks.pop(number)
+            sink.stream_id = stream_id
+            self._journal.move(number, new_number)
+            self._send(*entry.resume(stream_id))
+            if entry.has_stopped:
+                self.stop(stream_id)
+            self._on_resumed()
 
     def _free_number(self) -> int:
         """32 bits, never that of a living stream."""
@@ -212,25 +264,39 @@ class EngineClient:
         """Hand out what the engines have published: the doorbell's callback."""
         self._doorbell.clear()
         for ring in self._rings:
-            self._drain_ring(ring)
+            self._take_turn(ring)
 
-    def _drain_ring(self, ring: RingReader) -> None:
+    def _take_turn(self, ring: RingReader) -> None:
+        if self._drain_ring(ring) and self._loop is not None:
+            self._loop.call_soon(self._take_turn, ring)
+
+    def _drain_to_the_end(self) -> None:
+        self._doorbell.clear()
+        for ring in self._rings:
+            while self._drain_ring(ring):
+                pass
+
+    def _drain_ring(self, ring: RingReader) -> bool:
+        """Hand out a bounded part of what is there; whether there may be more."""
         try:
             payloads = ring.poll(RECORDS_PER_WAKE_UP)
         except RingCorrupt:
             self._on_corrupt(ring)
-            return
+            return False
         if not payloads:
-            return
+            return False
         touched: list[Sink] = []
         ended: list[Finish | Failure] = []
         num_made = 0
         hand_out = self._hand_out if len(payloads) == 1 else self._collect
+        note = self._journal.note if self._journal is not None else None
         for payload in payloads:
             words = payload.cast("I").tolist()
             num_tokens = words[0]
             middle = HEADER_WORDS + num_tokens
             num_made += num_tokens
+            if note is not None and num_tokens:
+                note(payload[4 * HEADER_WORDS : 4 * (middle + num_tokens)])
             hand_out(words[HEADER_WORDS:middle], words[middle : middle + num_tokens], touched)
             if words[1] or words[2] or words[3]:
                 num_made += self._take_rest(payload, words, touched, ended)
@@ -239,8 +305,7 @@ class EngineClient:
         for end in ended:
             self._end(end)
         self._on_drained(num_made)
-        if len(payloads) == RECORDS_PER_WAKE_UP and self._loop is not None:
-            self._loop.call_soon(self._drain_ring, ring)
+        return len(payloads) == RECORDS_PER_WAKE_UP
 
     def _hand_out(self, numbers: list[int], tokens: list[int], _touched: list[Sink]) -> None:
         """The only record of this wake-up: no stream stands twice in it."""
@@ -291,6 +356,8 @@ class EngineClient:
             if sink is not None:
                 sink.tokens.extend(token_ids)
                 touched.append(sink)
+                if self._journal is not None:
+                    self._journal.note(array("I", [number] * len(token_ids) + token_ids).tobytes())
         ended += record.finishes
         ended += record.failures
         return sum(len(token_ids) for _, token_ids in record.bulks) + _num_stop_tokens(record.finishes)
@@ -299,7 +366,7 @@ class EngineClient:
         if isinstance(end, Failure):
             self._fail(end.stream, _failure(end))
             return
-        sink = self._sinks.pop(end.stream, None)
+        sink = self._take_sink(end.stream)
         if sink is not None:
             try:
                 sink.finish(end)
@@ -308,9 +375,16 @@ class EngineClient:
                 _tell_failure(sink, CRASHED)
 
     def _fail(self, number: int, error: StreamError) -> None:
-        sink = self._sinks.pop(number, None)
+        sink = self._take_sink(number)
         if sink is not None:
             _tell_failure(sink, error)
+
+    def _take_sink(self, number: int) -> Sink | None:
+        """The stream ends here."""
+        sink = self._sinks.pop(number, None)
+        if sink is not None and self._journal is not None:
+            self._journal.end(number)
+        return sink
 
     def _on_crash(self, sink: Sink) -> None:
         """A sink that raised ends alone: the other streams of its record go on."""
@@ -325,11 +399,15 @@ class EngineClient:
         self._fail(number, error)
 
     def _on_corrupt(self, ring: RingReader) -> None:
-        """What was lost cannot be known, so every stream that might have been in it ends with an error."""
+        """What was lost cannot be known: every stream that might have been in it starts anew behind what was delivered,
+        or ends with an error."""
         logger.exception("ring is corrupt", extra={"num_streams": len(self._sinks)})
         ring.resync()
-        for number in list(self._sinks):
-            self._give_up(number, RING_CORRUPT)
+        for number in self._sinks:
+            stream_id = make_stream_id(self._slot, self._generation, number)
+            self._send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
+        self._lose(list(self._sinks), RING_CORRUPT)
+        self._resume_parked()
 
 
 ENGINE_LOST = StreamError("engine_lost", "the engine that served this request was lost", retry_after_s=5)

@@ -59,6 +59,9 @@ def instruments(model_name: str, max_model_len: int) -> list[Instrument]:
         Instrument("histogram", "tokenfleet:tokenize_seconds", "Rendering and tokenizing one prompt.", (), STAGE_S),
         Instrument("histogram", "tokenfleet:event_loop_lag_seconds", "Lateness of the worker's timer.", (), STAGE_S),
         Instrument("counter", "tokenfleet:shed", "Requests refused or cut, by reason."),
+        Instrument(
+            "counter", "tokenfleet:streams_resumed", "Streams that went on in another engine than they were in."
+        ),
     ]
 
 
@@ -108,6 +111,7 @@ class WorkerMetrics:
         self.prompt_tokens = writer.counter("vllm:prompt_tokens")
         self.prompt_tokens_cached = writer.counter("vllm:prompt_tokens_cached")
         self.generation_tokens = writer.counter("vllm:generation_tokens")
+        self.streams_resumed = writer.counter("tokenfleet:streams_resumed")
         self.open_connections = writer.gauge("tokenfleet:open_connections")
         self.open_streams = writer.gauge("tokenfleet:open_streams")
         self.tokenize = writer.histogram("tokenfleet:tokenize_seconds")

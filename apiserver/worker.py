@@ -1,8 +1,8 @@
 """Role entry of an API worker: forked from the zygote, serves connections of the inherited sockets until told to stop.
 
 Restart policy: always. Stop deadline: `drain_timeout_s`, in which running streams finish and nothing new is accepted. The
-broker gone: new requests wait for its successor or fail by their deadline; streams go on. An engine gone: its streams end
-with one error each. The supervisor gone: its death signal ends this process.
+broker gone: new requests wait for its successor or fail by their deadline; streams go on. An engine gone: its streams go
+on in its successor, or end with one error each. The supervisor gone: its death signal ends this process.
 """
 
 import asyncio
@@ -18,12 +18,13 @@ import uvloop
 from apiserver.app import build_app
 from apiserver.engine_client import EngineClient
 from apiserver.http_protocol import FleetHttpProtocol
+from apiserver.journal import Journal
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded
 from apiserver.quiet_server import QuietServer
 from apiserver.services import Services
 from config.model_folder import ModelFolder
-from config.settings import Settings
+from config.settings import ServerSettings, Settings
 from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
 from ipc.fleet_page import FleetPage, State
@@ -97,6 +98,8 @@ def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandl
         block_size=settings.engine.block_size,
         enable_prefix_caching=settings.engine.enable_prefix_caching,
         on_drained=metrics.on_drained,
+        journal=_journal(settings.server),
+        on_resumed=metrics.streams_resumed.inc,
     )
     return Services(
         settings=settings,
@@ -108,6 +111,12 @@ def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandl
         fleet=FleetPage(Segment.attach(handles.fleet_fd).view),
         slot=handles.slot,
     )
+
+
+def _journal(server: ServerSettings) -> Journal | None:
+    if not server.resume:
+        return None
+    return Journal(timeout_s=server.resume_timeout_s, max_log_bytes=server.resume_log_bytes)
 
 
 class Heart:

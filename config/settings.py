@@ -61,6 +61,16 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     timeout_keep_alive_s: Annotated[float, Meta(gt=0, description="idle keep-alive connections are closed after")] = (
         75.0
     )
+    resume: Annotated[
+        bool, Meta(description="requests whose engine died go on in its successor; else they end with an error")
+    ] = True
+    resume_timeout_s: Annotated[float, Meta(gt=0, description="a request whose engine is not back by then fails")] = (
+        300.0
+    )
+    resume_log_bytes: Annotated[
+        int,
+        Meta(ge=1 << 16, description="delivered tokens a worker keeps as they came, before it sorts them by request"),
+    ] = 16 * 1024 * 1024
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -106,7 +106,8 @@ class BatchState:
         self.is_streaming[row] = sequence.is_streaming
         self.slot[row] = sequence.slot
         self.number[row] = sequence.number
-        self._set_sampling(row, sequence.sampling, sequence.stream_id)
+        seed_stream_id = sequence.stream_id if sequence.seed_stream_id is None else sequence.seed_stream_id
+        self._set_sampling(row, sequence.sampling, seed_stream_id)
         self.sequences[row] = sequence
         self.tenancy[row] += 1
         self._changed_rows.append(row)

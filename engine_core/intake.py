@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from msgspec import structs
 
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES
-from ipc.messages import Abort, AbortWorker, Generate, generation_of, slot_of
+from ipc.messages import Abort, AbortWorker, Generate, Resume, generation_of, slot_of
 from ipc.record import FailureCode
 from ipc.sockets import Inbound
 
@@ -48,6 +49,8 @@ class Intake:
             match message:
                 case Generate():
                     self._generate(message, prompt)
+                case Resume():
+                    self._resume(message, prompt)
                 case Abort(wants_finish=True):
                     self._scheduler.stop(message.stream_id)
                 case Abort():
@@ -55,7 +58,24 @@ class Intake:
                 case AbortWorker():
                     self._scheduler.abort_slot(message.slot, message.generation)
 
-    def _generate(self, message: Generate, prompt: bytes) -> None:
+    def _resume(self, message: Resume, ids: bytes) -> None:
+        """As a preempted sequence comes back: prompt and output are computed again, and it goes on behind them."""
+        num_output_tokens = message.num_output_tokens
+        if not 0 <= num_output_tokens < len(ids) // 4:
+            logger.error("resumption refused: no prompt", extra={"stream_id": message.stream_id})
+            return
+        prompt_bytes = len(ids) - 4 * num_output_tokens
+        deadline_s = None if num_output_tokens else message.request.deadline_s  # it had started in time
+        self._generate(
+            structs.replace(message.request, stream_id=message.stream_id, deadline_s=deadline_s),
+            ids[:prompt_bytes],
+            output=ids[prompt_bytes:],
+            seed_stream_id=message.request.stream_id,
+        )
+
+    def _generate(
+        self, message: Generate, prompt: bytes, *, output: bytes = b"", seed_stream_id: int | None = None
+    ) -> None:
         scheduler, stream_id = self._scheduler, message.stream_id
         generation = self._reader_generation(slot_of(stream_id))
         if generation is None or scheduler.has(stream_id):
@@ -65,6 +85,9 @@ class Intake:
             scheduler.drop(stream_id)  # its worker died on the way
             return
         sequence = self._sequence(message, prompt)
+        if seed_stream_id is not None:
+            sequence.token_ids = np.frombuffer(prompt + output, "<i4")
+            sequence.num_delivered, sequence.seed_stream_id = len(output) // 4, seed_stream_id
         fault = self._fault_or_none(message, prompt)
         if fault is not None:
             scheduler.refuse(sequence, FailureCode.INTERNAL, fault)

@@ -101,6 +101,9 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Take a new sequence in. One that can never fit fails at once."""
+        if len(sequence.token_ids) >= sequence.max_total_len and sequence.num_delivered:
+            self._end_complete(sequence)
+            return
         if len(sequence.token_ids) >= sequence.max_total_len:
             capacity = self.blocks.num_blocks * self._block_size
             message = (
@@ -121,6 +124,15 @@ class Scheduler:
     def refuse(self, sequence: Sequence, code: FailureCode, message: str) -> None:
         """End a sequence that was never added."""
         self._endings.append(Ending(sequence.slot, Failure(sequence.number, code, message)))
+        self.drop(sequence.stream_id)
+
+    def _end_complete(self, sequence: Sequence) -> None:
+        """Its client has all of it but the finish, which was lost with another engine."""
+        num_output_tokens = len(sequence.token_ids) - sequence.num_prompt_tokens
+        finish = self._finish_record(
+            sequence, FinishCode.LENGTH, num_output_tokens, NO_STOP_TOKEN, time.monotonic_ns()
+        )  # fmt: skip
+        self._endings.append(Ending(sequence.slot, finish))
         self.drop(sequence.stream_id)
 
     def drop(self, stream_id: int) -> None:
@@ -298,7 +310,8 @@ class Scheduler:
             state.next_link_len[row] = (len(cached) + 1) * self._block_size
         insort(self._prefilling, sequence)
         if not sequence.first_scheduled_ns:
-            self._note_start(sequence, len(cached) * self._block_size, now_ns)
+            num_cached = min(len(cached) * self._block_size, sequence.num_prompt_tokens)
+            self._note_start(sequence, num_cached, now_ns)
         return True
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
@@ -437,7 +450,7 @@ class Scheduler:
         finish = self._finish_record(sequence, code, len(output_ids), stop_token_id, now_ns)
         bulk = None
         if not sequence.is_streaming:
-            bulk = output_ids[:-1] if has_stopped else output_ids
+            bulk = output_ids[sequence.num_delivered : -1 if has_stopped else None]
         self._endings.append(Ending(sequence.slot, finish, bulk))
         self._end(sequence)
 

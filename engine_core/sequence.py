@@ -39,6 +39,8 @@ class Sequence:
     is_streaming: bool = True
     priority: int = 0
     deadline_s: float | None = None
+    num_delivered: int = 0  # output tokens that an engine before this one gave the client; they stand in token_ids
+    seed_stream_id: int | None = None  # draws as that stream did, when the request brought no seed
 
     state: SequenceState = SequenceState.WAITING
     row: int = NO_ROW

@@ -101,13 +101,18 @@ class Admission:
             del self._engine_of_stream[stream_id]
         return list(engine.in_flight)
 
-    def place(self, stream_id: int, num_prompt_tokens: int, max_tokens: int, prefix_key: int) -> EngineLoad | Refusal:
-        """Least tokens, unless the engine that holds the prompt's prefix is not much busier."""
+    def place(
+        self, stream_id: int, num_prompt_tokens: int, max_tokens: int, prefix_key: int, *, is_bounded: bool = True
+    ) -> EngineLoad | Refusal:
+        """Least tokens, unless the engine that holds the prompt's prefix is not much busier.
+
+        `is_bounded` False: it was admitted before, by an engine that is gone, and only the lack of one can refuse it.
+        """
         if not self.engines:
             return Refusal("no_engine", 2)
         least = min(self.engines.values(), key=lambda engine: engine.load_tokens)
         engine = self._with_prefix_or_none(prefix_key, least) or least
-        refusal = self._refusal_or_none(engine, num_prompt_tokens)
+        refusal = self._refusal_or_none(engine, num_prompt_tokens) if is_bounded else None
         if refusal is not None and engine is not least:
             engine, refusal = least, self._refusal_or_none(least, num_prompt_tokens)
         if refusal is not None:

@@ -1,10 +1,13 @@
 """The broker: a ROUTER towards the workers, a ROUTER towards the engines, admission and placement between them.
 
 It reads envelopes and never opens a body it forwards. Tokens do not pass through it: when it dies, running streams go
-on, and the supervisor starts another, to which workers and engines introduce themselves again (ipc.sockets).
+on, and the supervisor starts another, to which workers and engines introduce themselves again (ipc.sockets). For the
+same reason it keeps no journal of requests: what was delivered is known to the worker alone, and a stream cannot
+outlive its worker's connection to the client.
 
     a worker slot gets a new generation   its older streams are aborted in the engines
     an engine dies or is replaced         the workers whose streams it ran get one EngineLost each
+    an engine takes requests (again)      every worker hears EngineReady, and resumes there what it had lost
     no engine is connected                Generate is answered with Rejected(no_engine)
     this broker is new                    streams that a worker has and no engine knows are reported as lost
 
@@ -25,10 +28,12 @@ from ipc.codec import decode_for_broker
 from ipc.fleet_page import FleetPage, State
 from ipc.handles import BrokerHandles
 from ipc.messages import (
+    Abort,
     AbortWorker,
     Announce,
     EngineHello,
     EngineLost,
+    EngineReady,
     Envelope,
     Kind,
     Message,
@@ -92,6 +97,7 @@ class Broker:
         self._generation_of_slot: dict[int, int] = {}
         self._outgoing: dict[int, list[bytes]] = defaultdict(list)  # parcels per engine, sent at the end of the turn
         self._unclaimed: dict[int, float] = {}  # announced stream -> when it counts as lost
+        self._given_up: set[int] = set()  # reported as lost: aborted if an engine claims them after all
         self._metrics = MetricsWriter(Segment.attach(handles.metrics_fd).view, INSTRUMENTS)
         self._model_name = handles.model_name
         self._in_flight = self._metrics.gauge("tokenfleet:broker_requests_in_flight")
@@ -188,16 +194,22 @@ class Broker:
             self._on_generate(identity, received, envelope)
         elif envelope.kind == Kind.ABORT:
             self._on_abort(received, envelope)
+        elif envelope.kind == Kind.RESUME:
+            self._on_generate(identity, received, envelope, is_bounded=False)  # it was admitted once
         elif envelope.kind == Kind.ANNOUNCE:
             message = decode_for_broker(parcel.body_of(received))
             assert isinstance(message, Announce)
             self._on_announce(identity, message)
 
-    def _on_generate(self, identity: bytes, received: bytes, envelope: Envelope) -> None:
+    def _on_generate(self, identity: bytes, received: bytes, envelope: Envelope, *, is_bounded: bool = True) -> None:
         slot = slot_of(envelope.stream_id)
         self._identity_of_slot[slot] = identity
         placed = self._admission.place(
-            envelope.stream_id, envelope.num_prompt_tokens, envelope.max_tokens, envelope.prefix_key
+            envelope.stream_id,
+            envelope.num_prompt_tokens,
+            envelope.max_tokens,
+            envelope.prefix_key,
+            is_bounded=is_bounded,
         )
         if isinstance(placed, Refusal):
             self._metrics.counter("vllm:admission_rejections", model_name=self._model_name, reason=placed.reason).inc()
@@ -236,11 +248,16 @@ class Broker:
         known = self._admission.engines.get(hello.engine)
         if known is not None and known.generation != hello.generation:
             self._lose_engine(hello.engine)
+        self._identity_of_engine[hello.engine] = identity
         if known is None or known.generation != hello.generation:
             self._admission.connect(hello.engine, hello.generation, hello.stream_ids)
-        self._identity_of_engine[hello.engine] = identity
+            for slot in self._identity_of_slot:
+                self._send_to_worker(slot, Kind.ENGINE_READY, EngineReady(engine=hello.engine))
         for stream_id in hello.stream_ids:
             self._unclaimed.pop(stream_id, None)
+            if stream_id in self._given_up:  # too late: it goes on elsewhere, under another id
+                abort = parcel.pack(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
+                self._send_to_engine(hello.engine, abort)
 
     # ── from the fleet page ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -261,8 +278,15 @@ class Broker:
         by_slot: dict[int, list[int]] = defaultdict(list)
         for stream_id in self._admission.disconnect(index):
             by_slot[slot_of(stream_id)].append(stream_id)
+        self._tell_lost(index, by_slot)
+
+    def _tell_lost(self, index: int, by_slot: dict[int, list[int]]) -> None:
+        """And, if there is one, that another engine would take them."""
+        other = next(iter(self._admission.engines), None)
         for slot, stream_ids in by_slot.items():
             self._send_to_worker(slot, Kind.ENGINE_LOST, EngineLost(engine=index, stream_ids=tuple(stream_ids)))
+            if other is not None:
+                self._send_to_worker(slot, Kind.ENGINE_READY, EngineReady(engine=other))
 
     def _abort_worker(self, slot: int, generation: int) -> None:
         if not self._admission.streams_of_slot(slot, generation):
@@ -281,8 +305,8 @@ class Broker:
                 del self._unclaimed[stream_id]
                 if self._admission.engine_of(stream_id) is None:
                     by_slot[slot_of(stream_id)].append(stream_id)
-        for slot, stream_ids in by_slot.items():
-            self._send_to_worker(slot, Kind.ENGINE_LOST, EngineLost(engine=-1, stream_ids=tuple(stream_ids)))
+                    self._given_up.add(stream_id)
+        self._tell_lost(-1, by_slot)
 
     def _publish_gauges(self) -> None:
         engines = self._admission.engines.values()

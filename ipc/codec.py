@@ -2,23 +2,11 @@
 
 import msgspec
 
-from ipc.messages import (
-    Abort,
-    AbortWorker,
-    Announce,
-    EngineHello,
-    EngineLost,
-    Generate,
-    Message,
-    Progress,
-    Rejected,
-)
+from ipc.messages import Announce, EngineHello, ForEngine, ForWorker, Message, Progress
 
 _encoder = msgspec.msgpack.Encoder()
-_to_worker: msgspec.msgpack.Decoder[Rejected | EngineLost] = msgspec.msgpack.Decoder(Rejected | EngineLost)
-_to_engine: msgspec.msgpack.Decoder[Generate | Abort | AbortWorker] = msgspec.msgpack.Decoder(
-    Generate | Abort | AbortWorker
-)
+_to_worker: msgspec.msgpack.Decoder[ForWorker] = msgspec.msgpack.Decoder(ForWorker)
+_to_engine: msgspec.msgpack.Decoder[ForEngine] = msgspec.msgpack.Decoder(ForEngine)
 _to_broker: msgspec.msgpack.Decoder[Announce | EngineHello | Progress] = msgspec.msgpack.Decoder(
     Announce | EngineHello | Progress
 )
@@ -28,12 +16,12 @@ def encode(message: Message) -> bytes:
     return _encoder.encode(message)
 
 
-def decode_for_worker(body: bytes) -> Rejected | EngineLost:
+def decode_for_worker(body: bytes) -> ForWorker:
     """Raises msgspec.DecodeError, as its siblings do."""
     return _to_worker.decode(body)
 
 
-def decode_for_engine(body: bytes) -> Generate | Abort | AbortWorker:
+def decode_for_engine(body: bytes) -> ForEngine:
     return _to_engine.decode(body)
 
 

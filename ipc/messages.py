@@ -1,14 +1,14 @@
 """What the processes say to each other over ZMQ. Tokens do not travel here: see `ipc.record` and `ipc.ring`.
 
-    worker  ── Generate, Abort, Announce ──►  broker  ── Generate, Abort, AbortWorker ──►  engine
-    worker  ◄── Rejected, EngineLost ───────  broker  ◄── EngineHello, Progress ────────  engine
+    worker  ── Generate, Resume, Abort, Announce ──►  broker  ── Generate, Resume, Abort, AbortWorker ──►  engine
+    worker  ◄── Rejected, EngineLost, EngineReady ──  broker  ◄── EngineHello, Progress ─────────────────  engine
 
 A request travels as a parcel (ipc.parcel): the envelope (fixed bytes, all that the broker reads), the body (MessagePack,
-`Generate` or another message), and for `Generate` the prompt (raw little-endian u32 token ids). The broker forwards
-body and prompt unopened.
+`Generate` or another message), and for `Generate` and `Resume` token ids (raw little-endian u32). The broker forwards
+body and ids unopened.
 
-Every accepted Generate ends in exactly one finish or failure record on the worker's ring, or one Rejected or EngineLost
-message: never both, never none.
+Every accepted Generate or Resume ends in exactly one finish or failure record on the worker's ring, or one Rejected or
+EngineLost message: never both, never none.
 """
 
 import struct
@@ -128,7 +128,28 @@ class AbortWorker(Struct, frozen=True, array_like=True, tag=8, kw_only=True):
     generation: int
 
 
-Message = Generate | Abort | Announce | Rejected | EngineLost | EngineHello | Progress | AbortWorker
+class Resume(Struct, frozen=True, array_like=True, tag=9, kw_only=True):
+    """Go on with a sequence whose engine was lost. Behind it in its parcel: the prompt's ids, then the delivered ones.
+
+    It has a stream of its own, so that nothing the lost engine may still say can be taken for its output.
+    """
+
+    stream_id: int
+    request: Generate  # as it was first sent; its stream id seeds the draws of a request that brought no seed
+    num_output_tokens: int  # of the ids behind it: the client has them, they are not sent again
+
+
+class EngineReady(Struct, frozen=True, array_like=True, tag=10, kw_only=True):
+    """An engine takes requests: what was lost with another may be resumed. Comes behind the EngineLost it answers."""
+
+    engine: int
+
+
+Message = (
+    Generate | Abort | Announce | Rejected | EngineLost | EngineHello | Progress | AbortWorker | Resume | EngineReady
+)
+ForWorker = Rejected | EngineLost | EngineReady
+ForEngine = Generate | Resume | Abort | AbortWorker
 
 
 class Kind(IntEnum):
@@ -142,6 +163,8 @@ class Kind(IntEnum):
     ENGINE_HELLO = 6
     PROGRESS = 7
     ABORT_WORKER = 8
+    RESUME = 9
+    ENGINE_READY = 10
 
 
 _ENVELOPE = struct.Struct("<BBHiIIQQd")

@@ -15,22 +15,22 @@ from ipc.codec import decode_for_engine, decode_for_worker
 from ipc.messages import (
     PROTOCOL_VERSION,
     Abort,
-    AbortWorker,
     Announce,
     EngineHello,
-    EngineLost,
     Envelope,
+    ForEngine,
+    ForWorker,
     Generate,
     Kind,
     Progress,
-    Rejected,
+    Resume,
 )
 
 
 class Inbound(NamedTuple):
-    """One message for an engine; `prompt` is empty unless it is a Generate."""
+    """One message for an engine; `prompt` is empty unless it is a Generate, or a Resume with its output behind it."""
 
-    message: Generate | Abort | AbortWorker
+    message: ForEngine
     prompt: bytes
 
 
@@ -94,7 +94,7 @@ class WorkerSocket:
         """Readable when `receive` may have something. Edge-triggered: `receive` after every wake and every flush."""
         return int(self._socket.getsockopt(zmq.FD))
 
-    def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
+    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
         """Put one message down; it leaves with the next `flush`."""
         self._outgoing.append(parcel.pack(envelope, message, prompt or b""))
 
@@ -104,7 +104,7 @@ class WorkerSocket:
             frame, self._outgoing = b"".join(self._outgoing), []
             self._socket.send(frame)
 
-    def receive(self) -> list[Rejected | EngineLost]:
+    def receive(self) -> list[ForWorker]:
         """Everything that has arrived; also the place where a new broker gets its introduction. Never blocks."""
         messages = [decode_for_worker(parcel.body_of(received)) for received in self._dealer.receive_parcels()]
         self._dealer.introduce_if_reconnected()

@@ -60,8 +60,9 @@ def message_line(frames: list[bytes]) -> str:
     kind = Kind(parcel.envelope_of(packed).kind)
     _, *fields = msgpack.unpackb(parcel.body_of(packed), raw=False)
     shown = " ".join(_shown(field) for field in fields)
-    prompt = f" prompt={len(parcel.prompt_of(packed)) // 4} tokens" if kind == Kind.GENERATE else ""
-    return f"{_now()} {direction.decode()} {kind.name.lower()} {shown}{prompt}"
+    num_ids = len(parcel.prompt_of(packed)) // 4
+    ids = f" prompt={num_ids} tokens" if kind == Kind.GENERATE else f" ids={num_ids}" if num_ids else ""
+    return f"{_now()} {direction.decode()} {kind.name.lower()} {shown}{ids}"
 
 
 class RingObserver:

@@ -21,6 +21,7 @@ from apiserver.engine_client import EngineClient
 from apiserver.event_stream import StreamedResponse
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.http_protocol import FleetHttpProtocol
+from apiserver.journal import Journal
 from apiserver.metrics import WorkerMetrics
 from apiserver.schema.responses import ChatEvents
 from apiserver.text_stream import TextStream
@@ -29,7 +30,7 @@ from config.model_folder import ModelFolder, read_model_folder
 from config.settings import ModelSettings, ServerSettings
 from engine_core.model_source import find_model
 from ipc.doorbell import Doorbell
-from ipc.messages import Abort, EngineLost, Envelope, Generate, Rejected, SamplingParams
+from ipc.messages import Abort, Envelope, ForWorker, Generate, Resume, SamplingParams
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import Finish, FinishCode, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
@@ -63,13 +64,13 @@ class SilentBroker:
     def __init__(self) -> None:
         self.fd = Doorbell.create().fd
 
-    def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
+    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
         pass
 
     def flush(self) -> None:
         pass
 
-    def receive(self) -> list[Rejected | EngineLost]:
+    def receive(self) -> list[ForWorker]:
         return []
 
     def close(self) -> None:
@@ -92,6 +93,7 @@ class Bench:
             connect=lambda _in_flight: SilentBroker(),
             block_size=16,
             enable_prefix_caching=True,
+            journal=Journal(timeout_s=300.0, max_log_bytes=16 << 20),
         )
         self._metrics = WorkerMetrics(create_metrics_segment("bench").view, model.name, model.max_model_len)
         self._token_table = token_table

@@ -25,6 +25,7 @@ from uvicorn.server import ServerState
 from apiserver.app import build_app
 from apiserver.engine_client import EngineClient
 from apiserver.http_protocol import FleetHttpProtocol
+from apiserver.journal import Journal
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import preload
 from apiserver.services import Services
@@ -35,7 +36,7 @@ from ipc.codec import encode
 from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
 from ipc.fleet_page import FleetPage
-from ipc.messages import Abort, EngineLost, Envelope, Generate, Rejected, number_of
+from ipc.messages import Abort, Envelope, ForWorker, Generate, Resume, number_of
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import NO_STOP_TOKEN, Finish, FinishCode, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
@@ -60,7 +61,7 @@ class OneTokenBroker:
     def fd(self) -> int:
         return self._fd.fd
 
-    def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
+    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
         envelope.pack()
         encode(message)
         if not self._numbers:
@@ -76,7 +77,7 @@ class OneTokenBroker:
     def flush(self) -> None:
         pass
 
-    def receive(self) -> list[Rejected | EngineLost]:
+    def receive(self) -> list[ForWorker]:
         return []
 
     def close(self) -> None:
@@ -112,6 +113,7 @@ def build_services(model: ModelFolder) -> Services:
         block_size=16,
         enable_prefix_caching=True,
         on_drained=metrics.on_drained,
+        journal=Journal(timeout_s=300.0, max_log_bytes=16 << 20),
     )
     return Services(
         settings=Settings(),

@@ -31,7 +31,7 @@ class StreamOutcome:
 @pytest.fixture
 def fleet(model_folder: Path, tmp_path: Path) -> Iterator[Fleet]:
     with Fleet(
-        tmp_path / "log", str(model_folder), "--engine", "sim", "--workers", "2", "--sim-step-ms", "10"
+        tmp_path / "log", str(model_folder), "--engine", "sim", "--workers", "2", "--sim-step-ms", "10", "--no-resume"
     ) as fleet:
         yield fleet
 

@@ -15,12 +15,14 @@ from ipc.messages import (
     Announce,
     EngineHello,
     EngineLost,
+    EngineReady,
     Envelope,
     Generate,
     Kind,
     Message,
     Progress,
     Rejected,
+    Resume,
     SamplingParams,
     generation_of,
     make_stream_id,
@@ -31,6 +33,7 @@ from ipc.record import Failure, FailureCode, Finish, FinishCode, pack_record, un
 
 STREAM = make_stream_id(slot=2, generation=3, number=0x0A0B0C0D)
 
+GREEDY = SamplingParams(max_tokens=7, temperature=0.0)
 GENERATE = Generate(
     stream_id=STREAM,
     request_id="req-1",
@@ -57,6 +60,11 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
     (EngineHello(engine=1, generation=2, protocol_version=1), [6, 1, 2, 1, []]),
     (Progress(engine=1, generation=2, started=(STREAM,), ended=(5,)), [7, 1, 2, [STREAM], [5]]),
     (AbortWorker(slot=2, generation=4), [8, 2, 4]),
+    (
+        Resume(stream_id=STREAM + 1, request=Generate(stream_id=STREAM, request_id="r", sampling=GREEDY), num_output_tokens=3),
+        [9, STREAM + 1, [1, STREAM, "r", [7, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, None, [], False, []], b"", True, 0, None], 3],
+    ),
+    (EngineReady(engine=1), [10, 1]),
 ]  # fmt: skip
 
 
@@ -67,8 +75,8 @@ def test_messages_are_plain_msgpack_arrays(message: Message, plain: list[Any]) -
 
 def test_each_receiver_decodes_its_own_messages() -> None:
     decoders = {
-        decode_for_engine: (Generate, Abort, AbortWorker),
-        decode_for_worker: (Rejected, EngineLost),
+        decode_for_engine: (Generate, Resume, Abort, AbortWorker),
+        decode_for_worker: (Rejected, EngineLost, EngineReady),
         decode_for_broker: (Announce, EngineHello, Progress),
     }
     for decode, kinds in decoders.items():

@@ -10,11 +10,12 @@ from uvicorn.server import ServerState
 
 from apiserver.engine_client import EngineClient, StreamError
 from apiserver.http_protocol import FleetHttpProtocol
+from apiserver.journal import Journal
 from apiserver.metrics import WorkerMetrics
 from apiserver.token_table import TokenTable
 from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
-from ipc.messages import Abort, EngineLost, Envelope, Generate, Rejected
+from ipc.messages import Abort, Envelope, ForWorker, Generate, Resume, StreamId
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import NO_STOP_TOKEN, Failure, Finish, FinishCode, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
@@ -45,13 +46,13 @@ class ScriptedBroker:
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK)
-        self.sent: list[Generate | Abort] = []
+        self.sent: list[Generate | Resume | Abort] = []
         self.prompts: list[bytes | None] = []
         self.envelopes: list[Envelope] = []
-        self.inbox: list[Rejected | EngineLost] = []
+        self.inbox: list[ForWorker] = []
         self.in_flight: Callable[[], list[int]] = list
 
-    def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
+    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
         self.envelopes.append(envelope)
         self.sent.append(message)
         self.prompts.append(prompt)
@@ -59,7 +60,7 @@ class ScriptedBroker:
     def flush(self) -> None:
         pass
 
-    def receive(self) -> list[Rejected | EngineLost]:
+    def receive(self) -> list[ForWorker]:
         messages, self.inbox = self.inbox, []
         return messages
 
@@ -71,6 +72,10 @@ class ScriptedBroker:
         return [message for message in self.sent if isinstance(message, Generate)]
 
     @property
+    def resumes(self) -> list[Resume]:
+        return [message for message in self.sent if isinstance(message, Resume)]
+
+    @property
     def aborts(self) -> list[Abort]:
         return [message for message in self.sent if isinstance(message, Abort)]
 
@@ -80,6 +85,7 @@ class RecordingSink:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
+        self.stream_id: StreamId | None = None
         self.flushes: list[list[int]] = []
         self.ends: list[Finish | StreamError] = []
 
@@ -101,7 +107,9 @@ class RecordingSink:
 class Worker:
     """Engine client and metrics on a ring of their own."""
 
-    def __init__(self, *, block_size: int = 4, enable_prefix_caching: bool = True) -> None:
+    def __init__(
+        self, *, block_size: int = 4, enable_prefix_caching: bool = True, journal: Journal | None = None
+    ) -> None:
         self.view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
         format_ring(self.view, RING_BYTES)
         self.ring = RingWriter(self.view)
@@ -118,6 +126,8 @@ class Worker:
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
             on_drained=self.metrics.on_drained,
+            journal=journal,
+            on_resumed=self.metrics.streams_resumed.inc,
         )
 
     def _connect(self, in_flight: Callable[[], list[int]]) -> ScriptedBroker:

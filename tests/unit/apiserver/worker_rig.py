@@ -26,7 +26,7 @@ from config.settings import ModelSettings, ServerSettings, Settings
 from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
 from ipc.fleet_page import FleetPage, State
-from ipc.messages import Abort, EngineLost, Envelope, Generate, Rejected, number_of
+from ipc.messages import Abort, EngineLost, Envelope, ForWorker, Generate, Rejected, Resume, number_of
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import NO_STOP_TOKEN, Failure, Finish, FinishCode, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
@@ -84,13 +84,14 @@ class ScriptedEngine:
         self.aborted: list[int] = []
         self.client: EngineClient | None = None
         self._doorbell = Doorbell.create()
-        self._inbox: list[Rejected | EngineLost] = []
+        self._inbox: list[ForWorker] = []
 
     @property
     def fd(self) -> int:
         return self._doorbell.fd
 
-    def send(self, envelope: Envelope, message: Generate | Abort, prompt: bytes | None = None) -> None:
+    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
+        assert not isinstance(message, Resume)
         if isinstance(message, Abort):
             self.aborted.append(message.stream_id)
             if message.wants_finish:
@@ -105,7 +106,7 @@ class ScriptedEngine:
     def flush(self) -> None:
         pass
 
-    def receive(self) -> list[Rejected | EngineLost]:
+    def receive(self) -> list[ForWorker]:
         messages, self._inbox = self._inbox, []
         return messages
 

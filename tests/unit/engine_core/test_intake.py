@@ -10,8 +10,8 @@ from engine_core.intake import Intake
 from engine_core.plan import StepResult
 from engine_core.scheduler import Scheduler
 from ipc.block_hash import chain
-from ipc.messages import Abort, AbortWorker, Generate, SamplingParams, make_stream_id
-from ipc.record import Failure, FailureCode
+from ipc.messages import Abort, AbortWorker, Generate, Resume, SamplingParams, make_stream_id
+from ipc.record import Failure, FailureCode, Finish, FinishCode
 from ipc.sockets import Inbound
 
 BLOCK_SIZE = 4
@@ -146,3 +146,80 @@ def test_aborts_end_one_stream_or_those_of_a_worker() -> None:
 
     rig.intake.take([Inbound(AbortWorker(slot=0, generation=2), b"")])
     assert rig.scheduler.stream_ids == []
+
+
+def resume(rig: Rig, all_ids: bytes, num_output_tokens: int, **fields: Any) -> None:  # Any: fields of Generate
+    fields = {"sampling": SamplingParams(max_tokens=5), **fields}
+    request = Generate(stream_id=STREAM - 1, request_id="r", **fields)
+    message = Resume(stream_id=STREAM, request=request, num_output_tokens=num_output_tokens)
+    rig.intake.take([Inbound(message, all_ids)])
+
+
+def test_a_resumed_sequence_draws_at_the_positions_and_with_the_seed_it_would_have_had() -> None:
+    plain, resumed = Rig(), Rig()
+    plain.generate(ids(5, 6, 7), stream_id=STREAM - 1)
+    plain.scheduler.schedule()
+
+    resume(resumed, ids(5, 6, 7, 10, 11), 2, deadline_s=1.0)
+    plan = resumed.scheduler.schedule()
+
+    assert plan is not None and plan.num_tokens == 5
+    row, state = int(plan.rows[0]), resumed.scheduler.state
+    assert state.num_prompt[row] == 3 and state.token_ids[row, :5].tolist() == [5, 6, 7, 10, 11]
+    assert state.max_total_len[row] == 8
+    assert state.seed[row] == plain.scheduler.state.seed[0]
+    tokens = resumed.scheduler.commit(plan, StepResult(np.array([12], np.int32)))
+    assert (tokens.numbers.tolist(), tokens.token_ids.tolist()) == ([7], [12])
+
+
+def test_a_resumed_whole_answer_holds_only_what_was_not_delivered() -> None:
+    rig = Rig()
+
+    resume(rig, ids(5, 6, 7, 10, 11, 12, 13), 4, is_streaming=False)
+    plan = rig.scheduler.schedule()
+    assert plan is not None
+    rig.scheduler.commit(plan, StepResult(np.array([14], np.int32)))
+
+    [ending] = rig.scheduler.take_endings()
+    assert ending.output_ids is not None and ending.output_ids.tolist() == [14]
+    assert isinstance(ending.record, Finish) and ending.record.num_output_tokens == 5
+
+
+def test_a_resumed_sequence_that_lacked_only_its_finish_gets_it_without_a_step() -> None:
+    rig = Rig()
+
+    resume(rig, ids(5, 6, 7, 10, 11, 12, 13, 14), 5)
+
+    assert rig.scheduler.schedule() is None
+    [ending] = rig.scheduler.take_endings()
+    assert isinstance(ending.record, Finish)
+    assert (ending.record.code, ending.record.num_output_tokens) == (FinishCode.LENGTH, 5)
+    assert rig.scheduler.take_progress() == ([], [STREAM])
+
+
+def test_cached_blocks_of_a_resumed_output_are_not_reported_as_cached_prompt() -> None:
+    rig = Rig()
+    prompt = ids(1, 2, 3, 4)
+    hashes = chain(prompt, BLOCK_SIZE)
+    rig.generate(ids(1, 2, 3, 4, 5, 6, 7, 8, 9), stream_id=STREAM - 2, sampling=SamplingParams(max_tokens=1),
+                 block_hashes=chain(ids(1, 2, 3, 4, 5, 6, 7, 8), BLOCK_SIZE))  # fmt: skip
+    plan = rig.scheduler.schedule()
+    assert plan is not None
+    rig.scheduler.commit(plan, StepResult(np.array([10], np.int32)))
+    rig.scheduler.take_endings()
+
+    resume(rig, prompt + ids(5, 6, 7, 8, 9), 5, sampling=SamplingParams(max_tokens=6), block_hashes=hashes)
+    plan = rig.scheduler.schedule()
+    assert plan is not None
+    rig.scheduler.commit(plan, StepResult(np.array([10], np.int32)))
+
+    [ending] = rig.scheduler.take_endings()
+    assert isinstance(ending.record, Finish) and ending.record.num_cached_tokens <= 4
+
+
+def test_a_resumption_without_prompt_is_refused() -> None:
+    rig = Rig()
+
+    resume(rig, ids(10, 11), 2)
+
+    assert not rig.scheduler.has_work

@@ -13,11 +13,14 @@ from ipc.messages import (
     Abort,
     AbortWorker,
     EngineLost,
+    EngineReady,
     Envelope,
+    ForWorker,
     Generate,
     Kind,
     Progress,
     Rejected,
+    Resume,
     SamplingParams,
     make_stream_id,
 )
@@ -47,6 +50,7 @@ class Rig:
             max_num_queued_tokens=1000,
         )
         self.in_flight: list[int] = []
+        self.unheard: list[ForWorker] = []
         self.page.workers[0].begin_generation(1)
         self.page.workers[0].mark_alive(1)
         self.broker = Broker(self.handles)
@@ -71,6 +75,15 @@ class Rig:
         self.in_flight.append(stream_id)
         return stream_id
 
+    def resume(self, lost: int, number: int) -> int:
+        """As stream `number` what was stream `lost`."""
+        stream_id = make_stream_id(0, 1, number)
+        request = Generate(stream_id=lost, request_id="r", sampling=SamplingParams(max_tokens=5))
+        message = Resume(stream_id=stream_id, request=request, num_output_tokens=1)
+        self.worker.send(Envelope(Kind.RESUME, stream_id, 4, 4), message, PROMPT + b"\x07\0\0\0")
+        self.worker.flush()
+        return stream_id
+
     def received(self, engine: EngineSocket) -> Inbound:
         """The next message of an engine; fails when none comes."""
         inbound: list[Inbound] = []
@@ -82,18 +95,24 @@ class Rig:
         self.until(has_arrived)
         return inbound[0]
 
-    def told(self) -> Rejected | EngineLost:
-        """The next message of the worker."""
-        messages: list[Rejected | EngineLost] = []
+    def told(self) -> ForWorker:
+        """The next message of the worker that is not about an engine being ready."""
+        return self.hears(lambda message: not isinstance(message, EngineReady))[-1]
+
+    def hears(self, is_awaited: Callable[[ForWorker], bool]) -> list[ForWorker]:
+        """What the worker is told, up to the first message that is awaited."""
+        messages: list[ForWorker] = []
 
         def has_arrived() -> bool:
             for engine in self.engines:
                 engine.receive(0)  # lets them introduce themselves to a new broker
-            messages.extend(self.worker.receive())
-            return bool(messages)
+            self.unheard += self.worker.receive()
+            while self.unheard and not (messages and is_awaited(messages[-1])):
+                messages.append(self.unheard.pop(0))
+            return bool(messages) and is_awaited(messages[-1])
 
         self.until(has_arrived)
-        return messages[0]
+        return messages
 
     def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 5
@@ -169,7 +188,7 @@ def test_a_dead_engine_is_reported_once_and_its_successor_serves(rig: Rig) -> No
 
     assert rig.told() == EngineLost(engine=0, stream_ids=(stream_id,))
     successor = rig.connect_engine(0, generation=2)
-    assert rig.worker.receive() == []
+    assert rig.hears(lambda message: True) == [EngineReady(engine=0)], "lost once, and now to be resumed"
     after = rig.generate(2)
     message = rig.received(successor).message
     assert isinstance(message, Generate) and message.stream_id == after
@@ -199,3 +218,38 @@ def test_a_new_broker_learns_who_is_there_and_reports_what_is_lost(rig: Rig) -> 
     rig.worker.send(Envelope(Kind.ABORT, kept), Abort(stream_id=kept))
     rig.worker.flush()
     assert rig.received(engine).message == Abort(stream_id=kept)
+
+
+def test_what_an_engine_lost_is_resumed_in_another_even_when_that_one_is_full(rig: Rig) -> None:
+    for index in (0, 1):
+        rig.connect_engine(index)
+    streams = [rig.generate(number) for number in range(6)]
+    rig.until(lambda: all(rig.broker._admission.engine_of(stream_id) is not None for stream_id in streams))
+
+    rig.page.engines[0].mark_dead()
+
+    lost = rig.told()
+    assert isinstance(lost, EngineLost) and len(lost.stream_ids) == 3
+    assert rig.hears(lambda _message: True) == [EngineReady(engine=1)]
+    resumed = rig.resume(lost.stream_ids[0], number=9)
+    rig.until(lambda: rig.broker._admission.engine_of(resumed) is not None)
+    refused = rig.generate(10)
+    assert rig.told() == Rejected(stream_id=refused, reason="max_num_queued_reqs", retry_after_s=1)
+
+
+def test_without_an_engine_even_a_resumption_is_rejected(rig: Rig) -> None:
+    stream_id = rig.resume(make_stream_id(0, 1, 1), number=2)
+
+    assert rig.told() == Rejected(stream_id=stream_id, reason="no_engine", retry_after_s=2)
+
+
+def test_a_stream_that_was_given_up_is_aborted_when_an_engine_claims_it_late(rig: Rig) -> None:
+    engine = rig.connect_engine(0)
+    slow = rig.generate(1)
+    rig.received(engine)
+
+    rig.restart_broker()
+    rig.until(lambda: rig.worker.receive() == [] and slow in rig.broker._given_up)  # the engine is in a long step
+    engine._running = lambda: [slow]
+
+    assert rig.received(engine).message == Abort(stream_id=slow)
