@@ -79,6 +79,10 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     engine: Annotated[Literal["core", "sim"], Meta(description="core computes; sim answers scripted tokens")] = "core"
     engines: Annotated[int, Meta(ge=1, le=64, description="engine processes")] = 1
     device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="auto takes CUDA when there is one")] = "auto"
+    attention_backend: Annotated[
+        Literal["auto", "fa4", "fa2", "triton", "reference"],
+        Meta(description="attention on CUDA; auto takes the fastest one installed"),
+    ] = "auto"
     engine_threads: Annotated[Count | None, Meta(description="CPU threads per engine; default: usable cores")] = None
     max_num_seqs: Annotated[int, Meta(ge=1, description="sequences running at once")] = 256
     max_num_batched_tokens: Annotated[int, Meta(ge=1, description="tokens computed in one step")] = 2048

@@ -79,7 +79,8 @@ class Engine:
         """Turn until told to stop; the step in hand is finished and published."""
         while not should_stop():
             self.turn()
-        self._land()
+        if self._flight is not None:
+            self._land(self._flight)
 
     def turn(self) -> None:
         """At most one step. Waits for messages only when there is nothing to compute."""
@@ -87,11 +88,12 @@ class Engine:
         self._intake.take(self._socket.receive(self._wait_ms()))
         self._look_at_workers()
         plan = self._scheduler.schedule()
-        flight = None if plan is None else self._launch(plan)
-        if not self._runner.runs_ahead:
-            self._flight, flight = flight, None
-        self._land()
-        self._flight = flight
+        flight, self._flight = self._flight, None if plan is None else self._launch(plan)
+        if flight is not None:
+            self._land(flight)
+        if self._flight is None or not self._runner.runs_ahead:
+            flight, self._flight = self._flight, None
+            self._land(flight)
 
     def _wait_ms(self) -> int:
         if self._scheduler.has_work or self._flight:
@@ -116,9 +118,8 @@ class Engine:
         self._scheduler.advance(plan)
         return Flight(plan, launched, started_s)
 
-    def _land(self) -> None:
-        """Wait for the pass under way, if there is one, and tell everybody what came of it."""
-        flight, self._flight = self._flight, None
+    def _land(self, flight: Flight | None) -> None:
+        """Wait for a pass that is under way and tell everybody what came of it, and of everything else that ended."""
         tokens = NO_TOKENS
         if flight is not None:
             try:

@@ -30,11 +30,12 @@ def allocate_kv_cache(
     max_model_len: int,
     dtype: torch.dtype,
     device: torch.device,
+    reserved_bytes: int = 0,
 ) -> KvCache:
-    """Raises CannotBoot when not even one block fits."""
+    """Raises CannotBoot when not even one block fits. `reserved_bytes` of a GPU stay free for the passes themselves."""
     slot_bytes = 2 * config.num_kv_heads * config.head_dim * dtype.itemsize * config.num_layers
     block_bytes = slot_bytes * settings.block_size
-    num_blocks = settings.num_gpu_blocks_override or _budget_bytes(settings, device) // block_bytes
+    num_blocks = settings.num_gpu_blocks_override or _budget_bytes(settings, device, reserved_bytes) // block_bytes
     most_blocks = settings.max_num_seqs * -(-max_model_len // settings.block_size)
     num_blocks = min(num_blocks, most_blocks)  # more could never be in use
     if num_blocks < 2:
@@ -48,7 +49,15 @@ def allocate_kv_cache(
         raise CannotBoot(
             f"the KV cache of {num_blocks * block_bytes >> 20} MiB cannot be allocated: lower --kv-cache-memory-bytes"
         ) from None
-    return KvCache(list(memory.unbind(0)), num_blocks)
+    return KvCache([_in_planes(layer) for layer in memory.unbind(0)], num_blocks)
+
+
+def _in_planes(layer: Tensor) -> Tensor:
+    """GPU kernels want K and V as planes of their own: the same shape, other strides."""
+    if layer.device.type == "cpu":
+        return layer
+    num_slots, two, num_kv_heads, head_dim = layer.shape
+    return layer.view(two, num_slots, num_kv_heads, head_dim).transpose(0, 1)
 
 
 def _zeroed(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -59,14 +68,14 @@ def _zeroed(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.frombuffer(pages, dtype=dtype).view(size)
 
 
-def _budget_bytes(settings: EngineSettings, device: torch.device) -> int:
+def _budget_bytes(settings: EngineSettings, device: torch.device, reserved_bytes: int) -> int:
     if settings.kv_cache_memory_bytes is not None:
         return settings.kv_cache_memory_bytes
     if device.type == "cpu":
         share = int(settings.gpu_memory_utilization * _available_bytes() / settings.engines)
         return min(CPU_POOL_BYTES, share)
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    return int(settings.gpu_memory_utilization * total_bytes) - (total_bytes - free_bytes)
+    return int(settings.gpu_memory_utilization * total_bytes) - (total_bytes - free_bytes) - reserved_bytes
 
 
 def _available_bytes() -> int:

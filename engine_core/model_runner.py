@@ -5,23 +5,32 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import torch
 
 from config.model_folder import ModelFolder
 from config.settings import Settings
 from engine_core.attention.base import AttentionBackend, AttentionMetadata, SingleTokens
+from engine_core.attention.choice import Name as BackendName
+from engine_core.attention.choice import choose as choose_attention
+from engine_core.attention.cuda import CudaAttention
 from engine_core.attention.reference import reference_attention
 from engine_core.batch_inputs import build_inputs
 from engine_core.batch_state import BatchState
 from engine_core.errors import CannotBoot
 from engine_core.kv_cache import KvCache, allocate_kv_cache
+from engine_core.layers.heads import FusedHeads
 from engine_core.loader import Checkpoint, DummyWeights, Weights
-from engine_core.models.decoder import Decoder
+from engine_core.models.decoder import Decoder, DecoderConfig
 from engine_core.models.registry import decoder_config
 from engine_core.plan import StepPlan, StepResult
 from engine_core.sampler import Sampler
+
+if TYPE_CHECKING:
+    from engine_core.cuda_runner import CudaRunner
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +45,7 @@ def build_runner(
     state: BatchState,
     progress: Callable[[int], None],
     beat: Callable[[], None],
-) -> "ModelRunner":
+) -> "ModelRunner | CudaRunner":
     """Load the model and allocate its K/V memory. `progress` gets permille, `beat` a call per layer. Raises CannotBoot."""
     device = _device(settings.engine.device)
     if device.type == "cpu":
@@ -52,6 +61,15 @@ def build_runner(
         if settings.model.load_format == "dummy"
         else Checkpoint(Path(model.path), dtype, device, loaded)
     )
+    if device.type == "cuda":
+        backend = choose_attention(
+            settings.engine.attention_backend,
+            head_dim=config.head_dim,
+            block_size=settings.engine.block_size,
+            capability=torch.cuda.get_device_capability(device),
+        )
+        if backend != "reference":
+            return _build_cuda_runner(settings, model, state, config, weights, backend, dtype, device, beat)
     decoder = Decoder(
         config, weights, _attention(device), max_model_len=model.max_model_len, dtype=dtype, device=device, beat=beat
     )
@@ -61,6 +79,38 @@ def build_runner(
         extra={"architecture": model.architecture, "dtype": str(dtype).removeprefix("torch."), "device": device.type},
     )
     return ModelRunner(decoder, kv_cache, state, device)
+
+
+def _build_cuda_runner(
+    settings: Settings,
+    model: ModelFolder,
+    state: BatchState,
+    config: DecoderConfig,
+    weights: Weights,
+    backend: BackendName,
+    dtype: torch.dtype,
+    device: torch.device,
+    beat: Callable[[], None],
+) -> "CudaRunner":
+    """Two pools of K/V: one to measure what a pass takes beside it, then the one that fills the rest."""
+    from engine_core.cuda_runner import CudaRunner, pass_bytes  # Triton: a CPU engine has no use for it
+
+    engine, max_model_len = settings.engine, model.max_model_len
+    decoder = Decoder(
+        config, weights, CudaAttention(backend, engine.block_size), max_model_len=max_model_len, dtype=dtype,
+        device=device, beat=beat, prepare_heads=FusedHeads,
+    )  # fmt: skip
+    scratch = allocate_kv_cache(
+        config, msgspec.structs.replace(engine, num_gpu_blocks_override=2),
+        max_model_len=max_model_len, dtype=dtype, device=device,
+    )  # fmt: skip
+    reserved = pass_bytes(decoder, state, scratch, engine.max_num_batched_tokens, device)
+    del scratch
+    torch.cuda.empty_cache()
+    kv_cache = allocate_kv_cache(
+        config, engine, max_model_len=max_model_len, dtype=dtype, device=device, reserved_bytes=reserved
+    )
+    return CudaRunner(decoder, kv_cache, state, device, max_batched_tokens=engine.max_num_batched_tokens, beat=beat)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,8 @@ class Runner(Protocol):
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether `launch` returns before the pass is done, and takes the next plan before its tokens are known."""
+        """Whether `launch` returns before the pass is done, and takes the next plan before its tokens are known. May change
+        with every launch."""
 
     def warm_up(self) -> None:
         """Whatever makes the first step as fast as the rest. Blocks; called once, before any launch."""

@@ -18,6 +18,7 @@ from config.load import ConfigError, Configuration, load
 from config.model_folder import ModelFolder, ModelFolderError, read_model_folder
 from engine_core.model_source import ModelSource, find_model
 from ops import exit_codes, logs, roles
+from ops.gpu_defaults import with_gpu_defaults
 from ops.listeners import CannotListen
 
 
@@ -87,7 +88,7 @@ def _configuration(arguments: object) -> Configuration:
         if "model" in flags:
             raise ConfigError(["the model was given twice: as MODEL and as --model"])
         flags["model"] = positional
-    configuration = load(flags, os.environ, getattr(arguments, "config", None))
+    configuration = with_gpu_defaults(load(flags, os.environ, getattr(arguments, "config", None)))
     faults = faults_of(configuration)
     if faults:
         raise ConfigError(faults)

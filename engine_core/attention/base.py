@@ -6,7 +6,7 @@ A backend with another page layout owns another pool shape: the model passes the
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,19 +40,43 @@ class SingleTokens:
     block_size: int
 
 
+class StepMetadata(Protocol):
+    """Shared by all layers of one step: what every kind of it has."""
+
+    @property
+    def slot_mapping(self) -> Tensor:
+        """(num_tokens,): where each new token's K/V is stored"""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionMetadata:
-    """Shared by all layers of one step."""
+    """Where a step's K/V lies, for backends that are steered by the host."""
 
     singles: SingleTokens
     spans: tuple[SequenceSpan, ...]
-    slot_mapping: Tensor  # (num_tokens,) int64: where each new token's K/V is stored
+    slot_mapping: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CudaMetadata:
+    """Where a step's K/V lies, for kernels that read it on the device. n sequences; tensors int32."""
+
+    slot_mapping: Tensor  # (num_tokens,), -1 is padding
+    block_table: Tensor  # (n, width)
+    lengths: Tensor  # (n,) tokens to attend to, the new ones included
+    cu_seqlens: Tensor  # (n + 1,) prefix sums of the new tokens
+    num_decodes: int  # sequences with one new token; they come first
+    new_lens: tuple[int, ...]  # of the sequences behind them
+    total_lens: tuple[int, ...]  # likewise: what `lengths` holds for them
 
 
 class AttentionBackend(Protocol):
     """Stores a step's K/V and attends. Scale is head_dim ** -0.5; causal by position."""
 
-    def __call__(self, q: Tensor, kv: Tensor, pool: Tensor, metadata: AttentionMetadata) -> Tensor:
+    def __call__(
+        self, q: Tensor, kv: Tensor, pool: Tensor, metadata: Any
+    ) -> Tensor:  # Any: a backend and its runner agree on the kind
         """q (num_tokens, num_heads, head_dim), kv (num_tokens, 2, num_kv_heads, head_dim) of the new tokens, pool of this
         layer → (num_tokens, num_heads * head_dim)."""
         ...

@@ -20,11 +20,15 @@ class Linear:
             torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_FOR_ROWS) if self._is_packed else weight
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(num_tokens, in_features) → (num_tokens, out_features)"""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """(num_tokens, in_features) → (num_tokens, out_features), in `out` if given, which only a GPU takes."""
         if self._is_packed:
             y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
             return y
+        if x.is_cuda and len(x) == 1:
+            return self._gemv(x, None, out)
+        if out is not None:
+            return torch.mm(x, self._weight.t(), out=out)
         return torch.nn.functional.linear(x, self._weight, self._bias)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -32,7 +36,16 @@ class Linear:
         if self._is_packed:
             y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
             return y
+        if x.is_cuda and len(x) == 1:
+            return self._gemv(x, residual, residual)
+        if x.is_cuda and self._bias is None:
+            return residual.addmm_(x, self._weight.t())
         return residual.add_(torch.nn.functional.linear(x, self._weight, self._bias))
+
+    def _gemv(self, x: Tensor, residual: Tensor | None, out: Tensor | None) -> Tensor:
+        from engine_core.layers.triton_gemv import gemv
+
+        return gemv(x, self._weight, self._bias, residual, out)
 
 
 def can_pack(weight: Tensor) -> bool:

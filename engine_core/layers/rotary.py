@@ -20,8 +20,6 @@ class Rotary:
     ):
         frequencies = _inverse_frequencies(head_dim, hf_config)
         angles = torch.outer(torch.arange(max_len, dtype=torch.float32), frequencies)
-        half = head_dim // 2
-        self._half = half
         # (max_len, 1, head_dim); the second half rolled onto the first has its sign in the sine
         self._cos = torch.cat((angles.cos(), angles.cos()), dim=-1).unsqueeze(1).to(device, dtype)
         self._sin = torch.cat((-angles.sin(), angles.sin()), dim=-1).unsqueeze(1).to(device, dtype)
@@ -30,10 +28,11 @@ class Rotary:
         """cos and sin for (num_tokens,) positions: two of (num_tokens, 1, head_dim)."""
         return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
 
-    def rotate_(self, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """Rotate (num_tokens, num_heads, head_dim) in place; it may be a view into a wider buffer."""
-        rolled = heads.roll(self._half, -1)
-        heads.mul_(cos).addcmul_(rolled, sin)
+
+def rotate_(heads: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate (num_tokens, num_heads, head_dim) in place; it may be a view into a wider buffer."""
+    rolled = heads.roll(heads.shape[-1] // 2, -1)
+    heads.mul_(cos).addcmul_(rolled, sin)
 
 
 def _inverse_frequencies(head_dim: int, hf_config: dict[str, Any]) -> Tensor:

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine_core.attention.base import AttentionBackend, AttentionMetadata
+from engine_core.attention.base import AttentionBackend, StepMetadata
 from engine_core.errors import CannotBoot
+from engine_core.layers.activation import silu_mul
+from engine_core.layers.heads import PlainHeads, PrepareHeadsFactory
 from engine_core.layers.linear import Linear
 from engine_core.layers.norm import RmsNorm
 from engine_core.layers.rotary import Rotary
@@ -91,6 +93,7 @@ class Decoder:
         dtype: torch.dtype,
         device: torch.device,
         beat: Callable[[], None],
+        prepare_heads: PrepareHeadsFactory = PlainHeads,
     ) -> None:
         """`beat` is called per layer: a long pass on a CPU is slow, not stuck."""
         self.config = config
@@ -98,16 +101,14 @@ class Decoder:
         self._embedding = weights.take("model.embed_tokens.weight", config.vocab_size, config.hidden_size).clone()
         self._rotary = Rotary(config.head_dim, max_model_len, config.hf_config, dtype, device)
         self._layers = [
-            DecoderLayer(config, weights, f"model.layers.{number}", attention, self._rotary)
+            DecoderLayer(config, weights, f"model.layers.{number}", attention, prepare_heads)
             for number in range(config.num_layers)
         ]
         self._norm = RmsNorm(weights.take("model.norm.weight", config.hidden_size), config.rms_norm_eps)
         self._lm_head = Linear(self._lm_head_weight(weights))
         weights.finish()
 
-    def __call__(
-        self, token_ids: Tensor, positions: Tensor, pools: list[Tensor], metadata: AttentionMetadata
-    ) -> Tensor:
+    def __call__(self, token_ids: Tensor, positions: Tensor, pools: list[Tensor], metadata: StepMetadata) -> Tensor:
         """(num_tokens,) ids and positions, one K/V pool per layer → (num_tokens, hidden_size), normalized."""
         hidden = self._embedding.index_select(0, token_ids)
         cos, sin = self._rotary.rows(positions)
@@ -118,7 +119,11 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(num_rows, hidden_size) → (num_rows, vocab_size) float32"""
-        return self._lm_head(hidden).float()
+        return self.narrow_logits(hidden).float()
+
+    def narrow_logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """The same in the model's dtype: half the bytes, for a sampler that widens as it reads."""
+        return self._lm_head(hidden, out)
 
     def _lm_head_weight(self, weights: Weights) -> Tensor:
         config = self.config
@@ -133,11 +138,15 @@ class DecoderLayer:
     """Attention and a gated MLP, each behind a norm and added to the residual stream."""
 
     def __init__(
-        self, config: DecoderConfig, weights: Weights, name: str, attention: AttentionBackend, rotary: Rotary
+        self,
+        config: DecoderConfig,
+        weights: Weights,
+        name: str,
+        attention: AttentionBackend,
+        prepare_heads: PrepareHeadsFactory,
     ) -> None:
-        self._num_heads, self._num_kv_heads = config.num_heads, config.num_kv_heads
         self._head_dim = config.head_dim
-        self._attention, self._rotary = attention, rotary
+        self._attention = attention
         self._input_norm = RmsNorm(
             weights.take(f"{name}.input_layernorm.weight", config.hidden_size), config.rms_norm_eps
         )
@@ -150,33 +159,26 @@ class DecoderLayer:
             weights.take(f"{name}.self_attn.o_proj.weight", outer, config.num_heads * config.head_dim),
             weights.take(f"{name}.self_attn.o_proj.bias", outer) if config.has_output_bias else None,
         )
-        self._intermediate_size = inner
         gate, up = (weights.take(f"{name}.mlp.{part}_proj.weight", inner, outer) for part in ("gate", "up"))
         self._gate_up = Linear(torch.cat((gate, up)))
         self._down = Linear(weights.take(f"{name}.mlp.down_proj.weight", outer, inner))
-        self._q_norm = self._k_norm = None
+        norms = None
         if config.has_qk_norm:
-            self._q_norm, self._k_norm = (
+            q_norm, k_norm = (
                 RmsNorm(weights.take(f"{name}.self_attn.{part}_norm.weight", config.head_dim), config.rms_norm_eps)
                 for part in ("q", "k")
             )
+            norms = q_norm, k_norm
+        self._prepare_heads = prepare_heads(config.num_heads, norms)
 
-    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: AttentionMetadata) -> Tensor:
+    def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: StepMetadata) -> Tensor:
         """(num_tokens, hidden_size) → the same with this layer added; the memory of `hidden` may be reused."""
         hidden = self._output.plus(self._attend(self._input_norm(hidden), cos, sin, pool, metadata), hidden)
-        gate_up = self._gate_up(self._post_norm(hidden))
-        gate, up = gate_up[:, : self._intermediate_size], gate_up[:, self._intermediate_size :]
-        return self._down.plus(torch.nn.functional.silu(gate).mul_(up), hidden)
+        return self._down.plus(silu_mul(self._gate_up(self._post_norm(hidden))), hidden)
 
-    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: AttentionMetadata) -> Tensor:
-        num_tokens, num_rotated = x.shape[0], self._num_heads + self._num_kv_heads
-        heads = self._qkv(x).view(num_tokens, num_rotated + self._num_kv_heads, self._head_dim)  # q, k, v heads
-        q, k = heads[:, : self._num_heads], heads[:, self._num_heads : num_rotated]
-        if self._q_norm is not None and self._k_norm is not None:
-            q.copy_(self._q_norm(q))
-            k.copy_(self._k_norm(k))
-        self._rotary.rotate_(heads[:, :num_rotated], cos, sin)
-        kv = heads[:, self._num_heads :].view(num_tokens, 2, self._num_kv_heads, self._head_dim)
+    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: StepMetadata) -> Tensor:
+        heads = self._qkv(x).view(len(x), -1, self._head_dim)  # q, k, v heads
+        q, kv = self._prepare_heads(heads, cos, sin, pool, metadata.slot_mapping)
         return self._attention(q, kv, pool, metadata)
 
 

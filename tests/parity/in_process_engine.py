@@ -9,6 +9,7 @@ from config.model_folder import read_model_folder
 from config.settings import EngineSettings, ModelSettings, Settings
 from engine_core.batch_state import BatchState
 from engine_core.model_runner import build_runner
+from engine_core.plan import Launched, StepPlan
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES, chain
@@ -43,12 +44,18 @@ class InProcessEngine:
         """Everything at once, as one crowd; output ids per prompt, stop ids excluded. Fails on any Failure."""
         numbers = [self._add(prompt, sampling) for prompt, sampling in zip(prompts, params, strict=True)]
         outputs: dict[int, list[int]] = {number: [] for number in numbers}
-        while self.scheduler.has_work:
-            plan = self.scheduler.schedule()
-            assert plan is not None
-            launched = self.runner.launch(plan)
-            self.scheduler.advance(plan)
-            self.scheduler.commit(plan, launched.result())
+        flight: tuple[StepPlan, Launched] | None = None
+        while self.scheduler.has_work or flight:
+            plan, last = self.scheduler.schedule(), flight
+            flight = None
+            if plan is not None:
+                flight = plan, self.runner.launch(plan)
+                self.scheduler.advance(plan)
+            if last is not None:
+                self.scheduler.commit(last[0], last[1].result())
+            if flight is not None and not self.runner.runs_ahead:
+                self.scheduler.commit(flight[0], flight[1].result())
+                flight = None
             for ending in self.scheduler.take_endings():
                 assert not isinstance(ending.record, Failure), ending.record
                 if ending.output_ids is not None:

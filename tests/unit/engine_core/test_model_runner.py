@@ -49,7 +49,9 @@ def build(
         engine=EngineSettings(**{"num_gpu_blocks_override": 8, "engine_threads": 1, "device": "cpu", **engine}),
     )
     state = BatchState(max_num_seqs=4, max_model_len=64, block_size=16)
-    return build_runner(settings, model, state, no_progress, no_beat), state
+    runner = build_runner(settings, model, state, no_progress, no_beat)
+    assert isinstance(runner, ModelRunner)
+    return runner, state
 
 
 def plan_of(state: BatchState, row: int, context: int, num_new: int) -> StepPlan:

@@ -1,0 +1,60 @@
+"""Which attention a GPU engine uses, decided once at start; and the block size it likes. No torch: the supervisor asks too.
+
+prefill and mixed steps    fa4, else fa2, else gathered K/V through torch
+decode steps               fa4 where batch x K/V heads fill the GPU at head_dim 128, the Triton split-KV kernel below
+"""
+
+import importlib.util
+import logging
+from typing import Literal
+
+from engine_core.errors import CannotBoot
+
+logger = logging.getLogger(__name__)
+
+Name = Literal["fa4", "fa2", "triton", "reference"]
+PACKAGES = {"fa4": ("flash_attn.cute", "cutlass"), "fa2": ("flash_attn_2_cuda",)}  # modules that must be there
+FA2_PAGE = 256
+BLOCK_SIZES: dict[Name, int] = {"fa4": 128, "fa2": FA2_PAGE, "triton": 64, "reference": 16}
+
+
+def default_block_size(asked: str, capability: tuple[int, int]) -> int:
+    """Tokens per KV block when the operator has not said: the page that the backend reads fastest."""
+    name = _fastest(128, FA2_PAGE, capability) if asked == "auto" else _named(asked)
+    return BLOCK_SIZES[name]
+
+
+def choose(asked: str, *, head_dim: int, block_size: int, capability: tuple[int, int]) -> Name:
+    """Raises CannotBoot when a block is not a page of the backend, or the package is missing."""
+    name = _fastest(head_dim, block_size, capability) if asked == "auto" else _named(asked)
+    if name == "fa2" and block_size % FA2_PAGE:
+        raise CannotBoot(f"attention backend fa2 needs --block-size {FA2_PAGE} (it is {block_size})")
+    if name != "reference" and (block_size < 16 or block_size & (block_size - 1)):
+        raise CannotBoot(f"attention on CUDA needs --block-size to be a power of two from 16 (it is {block_size})")
+    logger.info("attention backend", extra={"backend": name, "asked": asked, "head_dim": head_dim})
+    return name
+
+
+def _fastest(head_dim: int, block_size: int, capability: tuple[int, int]) -> Name:
+    if capability[0] == 9 and head_dim in (64, 128) and is_installed("fa4"):
+        return "fa4"
+    if capability[0] >= 8 and block_size % FA2_PAGE == 0 and is_installed("fa2"):
+        return "fa2"
+    return "triton"
+
+
+def _named(asked: str) -> Name:
+    if not is_installed(asked):
+        raise CannotBoot(
+            f"--attention-backend {asked}: {' and '.join(PACKAGES[asked])} must be installed (pip install '.[gpu]')"
+        )
+    names: dict[str, Name] = {"fa4": "fa4", "fa2": "fa2", "triton": "triton", "reference": "reference"}
+    return names[asked]
+
+
+def is_installed(name: str) -> bool:
+    """Whether this backend's package is."""
+    try:
+        return all(importlib.util.find_spec(module) is not None for module in PACKAGES.get(name, ()))
+    except ModuleNotFoundError:  # the parent package is missing
+        return False

@@ -1,0 +1,54 @@
+"""Decode passes captured once per batch bucket and replayed: the host's part of a step is one launch."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def buckets_up_to(max_num_seqs: int) -> list[int]:
+    """1, 2, 4, 8, then every 16, every 32 from 256 and every 64 from 512, and the maximum itself: padding costs little, a
+    graph about 0.2 s of the start."""
+    sizes = (1, 2, 4, 8, *range(16, 256, 16), *range(256, 512, 32), *range(512, max(513, max_num_seqs), 64))
+    return [*(size for size in sizes if size < max_num_seqs), max_num_seqs]
+
+
+class DecodeGraphs:
+    """`run(bucket)` computes what the buffers hold; `capture` comes first."""
+
+    def __init__(self, buckets: list[int], run_pass: Callable[[int], None]) -> None:
+        self._run_pass = run_pass
+        self._bucket_of = [next(size for size in buckets if size >= n) for n in range(1, buckets[-1] + 1)]
+        self._buckets = buckets
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def bucket(self, num_seqs: int) -> int:
+        return self._bucket_of[num_seqs - 1]
+
+    def capture(self, prepare: Callable[[int], None], beat: Callable[[], None]) -> None:
+        """All buckets, largest first: the smaller ones live in its memory. `prepare` fills the buffers with padding."""
+        started_s = time.monotonic()
+        pool = torch.cuda.graph_pool_handle()
+        for bucket in reversed(self._buckets):
+            prepare(bucket)
+            self._run_pass(bucket)  # compiles what a capture must not
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self._run_pass(bucket)
+            self._graphs[bucket] = graph
+            beat()
+        torch.cuda.synchronize()
+        logger.info(
+            "decode graphs captured",
+            extra={"num_graphs": len(self._graphs), "seconds": round(time.monotonic() - started_s, 2)},
+        )
+
+    def run(self, bucket: int, *, is_eager: bool = False) -> None:
+        if is_eager:
+            self._run_pass(bucket)
+        else:
+            self._graphs[bucket].replay()

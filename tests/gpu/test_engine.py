@@ -1,0 +1,176 @@
+"""A whole engine on the device: what it generates is what transformers would, in every way a step can be computed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from config.settings import EngineSettings
+from ipc.messages import SamplingParams
+from tests.parity.in_process_engine import InProcessEngine
+
+MAX_REGRET = 0.06
+"""How far a chosen token's float32 logit may lie below the largest: the standard deviation of the logits is 0.68, and the
+CPU engine in bf16 comes to 0.033."""
+
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 128}
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 64}
+COMMON = {
+    "vocab_size": 5003, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+    "hidden_act": "silu", "attention_bias": False, "initializer_range": 0.03, "eos_token_id": None, "bos_token_id": None,
+    "rope_theta": 10000.0,
+}  # fmt: skip
+LENGTHS = (1, 2, 15, 16, 17, 100, 127, 128, 129, 300, 511, 700)
+
+
+@pytest.fixture(scope="module", params=["qwen3", "llama"])
+def checkpoint(request: pytest.FixtureRequest, cuda: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A folder with random weights and the transformers model it was written by. Any: transformers is untyped."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    hf_config = COMMON | (QWEN3 if request.param == "qwen3" else LLAMA)
+    config = AutoConfig.for_model(**hf_config)  # type: ignore[arg-type]
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    model = model.to(torch.bfloat16)
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")  # not read by an engine
+    return folder, model.to(device=cuda, dtype=torch.float32).eval()
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 5000, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+def greedy(max_tokens: int = 48, **fields: Any) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, **fields)
+
+
+def engine_of(folder: Path, **fields: Any) -> InProcessEngine:
+    settings: dict[str, Any] = {
+        "device": "cuda", "max_num_seqs": 16, "max_num_batched_tokens": 1024, "block_size": 128,
+        "kv_cache_memory_bytes": 1 << 30,
+    }  # fmt: skip
+    engine = InProcessEngine(folder, EngineSettings(**(settings | fields)), dtype="bfloat16", max_model_len=1024)
+    engine.runner.warm_up()
+    return engine
+
+
+@torch.inference_mode()
+def largest_regret(model: Any, prompt: list[int], output: list[int]) -> float:
+    logits = model(torch.tensor([prompt + output], device="cuda")).logits[0, len(prompt) - 1 : -1]
+    chosen = logits.gather(1, torch.tensor(output, device="cuda").unsqueeze(1)).squeeze(1)
+    return float((logits.max(-1).values - chosen).max())
+
+
+def check(model: Any, asked: list[list[int]], outputs: list[list[int]], max_tokens: int = 48) -> None:
+    assert [len(output) for output in outputs] == [max_tokens] * len(asked)
+    regrets = [largest_regret(model, prompt, output) for prompt, output in zip(asked, outputs, strict=True)]
+    print(f"largest regret {max(regrets):.3f}")
+    assert max(regrets) < MAX_REGRET, regrets
+
+
+@pytest.fixture(params=["fa4", "fa2", "triton"])
+def backend(request: pytest.FixtureRequest, cuda: torch.device) -> Iterator[dict[str, Any]]:
+    from engine_core.attention.choice import is_installed
+
+    if not is_installed(request.param):
+        pytest.skip(f"{request.param} is not installed")
+    yield {"attention_backend": request.param, "block_size": {"fa4": 128, "fa2": 256, "triton": 16}[request.param]}
+
+
+def test_everything_together(checkpoint: Any, backend: dict[str, Any]) -> None:
+    folder, model = checkpoint
+    check(model, prompts(), engine_of(folder, **backend).generate(prompts(), [greedy()] * len(LENGTHS)))
+
+
+def test_one_by_one(checkpoint: Any, backend: dict[str, Any]) -> None:
+    folder, model = checkpoint
+    engine = engine_of(folder, **backend)
+    outputs = [engine.generate([prompt], [greedy()])[0] for prompt in prompts()[::3]]
+    check(model, prompts()[::3], outputs)
+
+
+def test_chunks_a_small_pool_and_no_prefix_cache(checkpoint: Any, backend: dict[str, Any]) -> None:
+    folder, model = checkpoint
+    blocks = 2048 // backend["block_size"]
+    engine = engine_of(
+        folder, **backend, max_num_batched_tokens=64, num_gpu_blocks_override=blocks, enable_prefix_caching=False
+    )
+    length = 320  # several blocks: growing is more than what admission keeps in reserve
+    check(model, prompts(), engine.generate(prompts(), [greedy(length)] * len(LENGTHS)), length)
+    assert engine.scheduler.counts.num_preemptions > 0
+
+
+def test_out_of_the_prefix_cache(checkpoint: Any) -> None:
+    folder, model = checkpoint
+    engine = engine_of(folder)
+    engine.generate(prompts(), [greedy(4)] * len(LENGTHS))
+    check(model, prompts(), engine.generate(prompts(), [greedy()] * len(LENGTHS)))
+    assert engine.scheduler.counts.prefix_hits > 0
+
+
+def test_a_graph_computes_what_the_eager_pass_does_to_the_bit(checkpoint: Any) -> None:
+    """Random draws: they depend on every logit."""
+    folder, _ = checkpoint
+    params = [SamplingParams(temperature=1.0, seed=n, max_tokens=64, ignore_eos=True) for n in range(len(LENGTHS))]
+    outputs = []
+    for is_eager in (False, True):
+        engine = engine_of(folder)
+        engine.runner.is_eager = is_eager  # type: ignore[union-attr]
+        outputs.append(engine.generate(prompts(), params))
+    assert outputs[0] == outputs[1]
+
+
+def test_running_ahead_changes_no_token(checkpoint: Any) -> None:
+    folder, _ = checkpoint
+    params = [
+        SamplingParams(temperature=0.8, top_k=20, top_p=0.95, seed=n, max_tokens=40 + n, ignore_eos=True)
+        for n in range(len(LENGTHS))
+    ]
+    ahead, behind = engine_of(folder), engine_of(folder)
+    behind.runner._needs_host[-1] = True  # type: ignore[union-attr]  # a row nobody has: it never runs ahead
+    assert ahead.generate(prompts(), params) == behind.generate(prompts(), params)
+
+
+def test_what_the_host_samples_is_sampled_by_its_rules(checkpoint: Any) -> None:
+    folder, model = checkpoint
+    asked = prompts()[:4]
+    params = [
+        greedy(), greedy(logit_bias=((7, 100.0),)), greedy(repetition_penalty=1.5),
+        greedy(presence_penalty=2.0, frequency_penalty=2.0),
+    ]  # fmt: skip
+    outputs = engine_of(folder).generate(asked, params)
+
+    check(model, asked[:1], outputs[:1])
+    assert outputs[1] == [7] * 48
+    assert len(set(outputs[3])) > len(set(outputs[0])) or len(set(outputs[3])) == 48
+
+
+def test_a_steady_decode_neither_synchronizes_nor_allocates(checkpoint: Any) -> None:
+    folder, _ = checkpoint
+    engine = engine_of(folder)
+    for prompt in prompts():
+        engine._add(prompt, SamplingParams(temperature=0.7, top_p=0.9, max_tokens=200, ignore_eos=True))
+    launched = plan = None
+    try:
+        for step in range(60):
+            if step == 30:  # prompts are computed
+                torch.cuda.synchronize()
+                num_allocations = torch.cuda.memory_stats()["allocation.all.allocated"]
+                torch.cuda.set_sync_debug_mode("error")
+            next_plan = engine.scheduler.schedule()
+            assert next_plan is not None
+            next_launched = engine.runner.launch(next_plan)
+            engine.scheduler.advance(next_plan)
+            if launched is not None and plan is not None:
+                engine.scheduler.commit(plan, launched.result())
+            plan, launched = next_plan, next_launched
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == num_allocations
