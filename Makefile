@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check bench peers clean
+.PHONY: install serve test lint check bench peers gpu-test gpu-bench clean
 
 install: $(STAMP)
 
@@ -37,6 +37,16 @@ peers:
 
 bench: install peers
 	$(BIN)/python -m loadtests.peers.front_ends --out loadtests/results/front_ends.md
+
+# On a machine with a CUDA device, with the interpreter that has torch for CUDA: PYTHON=python3 make gpu-test
+gpu-test:
+	$(PYTHON) -m pytest tests/gpu -o addopts="--import-mode=importlib" -o filterwarnings=default
+
+gpu-bench:
+	$(PYTHON) -m loadtests.gpu.offline --timeline
+	$(PYTHON) -m loadtests.gpu.offline --streams 1024
+	$(PYTHON) -m loadtests.gpu.steps
+	$(PYTHON) -m loadtests.gpu.steps --shape llama-3.1-8b
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,19 +1,26 @@
-"""The engine without a server: nano-vllm's bench workload, and one stream alone.
+"""The engine without a server: nano-vllm's bench workload, one stream alone, and many streams.
 
-    python -m loadtests.gpu.offline [--runs 3] [--attention-backend auto] [--block-size 128]
+    python -m loadtests.gpu.offline [--runs 3] [--attention-backend auto] [--block-size 128] [--timeline]
+    python -m loadtests.gpu.offline --streams 1024
 
 nano-vllm's `bench.py`: 256 requests at once, 100 to 1024 tokens in and out (seed 0), temperature 0.6, end of text ignored,
 random weights of the Qwen3-0.6B shape. Other token ids in every run: nothing is served from the prefix cache.
+`--streams` is the load of loadtests.gpu.server: 32 in, 512 out, three times as many requests as streams.
 """
 
 import argparse
 import random
 import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from config.settings import EngineSettings
+from engine_core.cuda_runner import CudaStep
+from engine_core.plan import StepPlan
 from ipc.messages import SamplingParams
 from loadtests.gpu.rig import EngineRig
 
@@ -25,20 +32,29 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--attention-backend", default="auto")
     parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--streams", type=int, default=0)
+    parser.add_argument("--timeline", action="store_true", help="where the time of another run goes, by kind of step")
     arguments = parser.parse_args()
     fields: dict[str, Any] = {"attention_backend": arguments.attention_backend, "block_size": arguments.block_size}
-    rig = EngineRig(
-        SHAPE,
-        EngineSettings(device="cuda", max_num_seqs=256, max_num_batched_tokens=16384, **fields),
-        max_model_len=4096,
+    settings = EngineSettings(
+        device="cuda", max_num_seqs=arguments.streams or 256, max_num_batched_tokens=16384, **fields
     )
-    print(
-        f"start {rig.start_s:.1f} s, {torch.cuda.memory_allocated() >> 20} MiB allocated, {rig.runner.num_blocks} blocks"
-    )
-    crowd = [many(rig, run) for run in range(arguments.runs)]
-    alone = [one(rig, run) for run in range(arguments.runs)]
-    print(f"256 requests: {statistics.median(crowd):.0f} output tok/s {[round(x) for x in crowd]}")
-    print(f"one stream 512/512: {statistics.median(alone):.0f} tok/s {[round(x) for x in alone]}")
+    rig = EngineRig(SHAPE, settings, max_model_len=4096)
+    allocated_mib = torch.cuda.memory_allocated() >> 20
+    print(f"start {rig.start_s:.1f} s, {allocated_mib} MiB allocated, {rig.runner.num_blocks} blocks")
+    if arguments.streams:
+        report(
+            f"{arguments.streams} streams 32/512", [streams(rig, arguments.streams, n) for n in range(arguments.runs)]
+        )
+    else:
+        report("256 requests", [many(rig, run) for run in range(arguments.runs)])
+        report("one stream 512/512", [one(rig, run) for run in range(arguments.runs)])
+    if arguments.timeline:
+        show_timeline(rig, lambda: many(rig, arguments.runs))
+
+
+def report(name: str, rates: list[float]) -> None:
+    print(f"{name}: {statistics.median(rates):.0f} output tok/s {[round(rate) for rate in rates]}", flush=True)
 
 
 def many(rig: EngineRig, run: int) -> float:
@@ -53,13 +69,51 @@ def many(rig: EngineRig, run: int) -> float:
     before = rig.num_tokens
     duration_s = rig.run()
     assert rig.num_tokens - before == sum(lengths)
-    print(f"  run {run}: {duration_s:.2f} s for {sum(map(len, prompts))} tokens in and {sum(lengths)} out", flush=True)
+    print(f"  {duration_s:.2f} s for {sum(map(len, prompts))} tokens in and {sum(lengths)} out", flush=True)
     return sum(lengths) / duration_s
 
 
 def one(rig: EngineRig, run: int) -> float:
     rig.submit([50 + run] * 512, SamplingParams(temperature=0.6, max_tokens=512, ignore_eos=True))
     return 512 / rig.run()
+
+
+def streams(rig: EngineRig, num_streams: int, run: int) -> float:
+    """Output tokens per second while `num_streams` requests are always under way."""
+    num_requests, num_submitted, finished_before = 3 * num_streams, 0, rig.num_finished
+    started_s, tokens_before = time.perf_counter(), rig.num_tokens
+    while rig.num_finished - finished_before < num_requests:
+        under_way = num_submitted - (rig.num_finished - finished_before)
+        for _ in range(min(num_streams - under_way, num_requests - num_submitted)):
+            prompt = [(run * 31 + num_submitted * 7919 + place) % 100_000 for place in range(32)]
+            rig.submit(prompt, SamplingParams(temperature=1.0, max_tokens=512, ignore_eos=True))
+            num_submitted += 1
+        rig.turn()
+    return (rig.num_tokens - tokens_before) / (time.perf_counter() - started_s)
+
+
+def show_timeline(rig: EngineRig, work: Callable[[], object]) -> None:
+    """Wall time from launch to launch, by what was launched."""
+    runner, real = rig.runner, rig.runner.launch
+    seconds: dict[str, float] = defaultdict(float)
+    counts = Counter[str]()
+    last_kind, last_s = "before", time.perf_counter()
+
+    def launch(plan: StepPlan) -> CudaStep:
+        nonlocal last_kind, last_s
+        now_s = time.perf_counter()
+        seconds[last_kind] += now_s - last_s
+        first = plan.num_decodes // 32 * 32
+        last_kind = f"decode {first:3} to {first + 31}" if plan.num_decodes == len(plan.rows) else "with prefill"
+        last_s = now_s
+        counts[last_kind] += 1
+        return real(plan)
+
+    runner.launch = launch  # type: ignore[method-assign]
+    work()
+    runner.launch = real  # type: ignore[method-assign]
+    for kind, number in sorted(counts.items()):
+        print(f"    {kind}: {number} steps, {seconds[kind]:.3f} s, {seconds[kind] / number * 1e3:.2f} ms each")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""Which attention backend is taken, and what is said when it cannot be."""
+
+import importlib.util
+
+import pytest
+
+from engine_core.attention import choice
+from engine_core.attention.choice import choose, default_block_size
+from engine_core.errors import CannotBoot
+
+HOPPER, AMPERE, TURING = (9, 0), (8, 0), (7, 5)
+
+
+@pytest.fixture(params=[(), ("fa2",), ("fa2", "fa4")], ids=lambda names: "+".join(names) or "nothing")
+def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    names: tuple[str, ...] = request.param
+    modules = {module for name in names for module in choice.PACKAGES[name]}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module if module in modules else None)
+    return names
+
+
+@pytest.mark.parametrize("capability", [HOPPER, AMPERE, TURING])
+@pytest.mark.parametrize("head_dim", [64, 128, 96])
+def test_the_default_block_size_is_a_page_of_the_backend_that_auto_takes(
+    installed: tuple[str, ...], capability: tuple[int, int], head_dim: int
+) -> None:
+    block_size = default_block_size("auto", capability)
+
+    name = choose("auto", head_dim=head_dim, block_size=block_size, capability=capability)
+
+    if head_dim != 96:
+        assert choice.BLOCK_SIZES[name] == block_size
+    assert (name == "fa4") == ("fa4" in installed and capability == HOPPER and head_dim != 96)
+
+
+def test_a_backend_that_is_not_installed_is_named(installed: tuple[str, ...]) -> None:
+    for name in ("fa2", "fa4"):
+        if name not in installed:
+            with pytest.raises(CannotBoot, match=f"--attention-backend {name}.*flash_attn"):
+                choose(name, head_dim=128, block_size=256, capability=HOPPER)
+
+
+def test_a_block_that_is_no_page_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module)
+
+    with pytest.raises(CannotBoot, match="--block-size 256"):
+        choose("fa2", head_dim=128, block_size=128, capability=HOPPER)
+    with pytest.raises(CannotBoot, match="power of two"):
+        choose("triton", head_dim=128, block_size=48, capability=HOPPER)
