@@ -60,6 +60,8 @@ class Sink(Protocol):
     """Token ids not yet flushed; the client appends, the sink takes."""
     stream_id: StreamId | None
     """What `submit` returned; the client changes it when the stream goes on in another engine."""
+    submitted_s: float
+    """CLOCK_MONOTONIC."""
 
     def take(self, token: int, now_s: float) -> None:
         """One token, the only one of this wake-up, to be used at once."""
@@ -122,6 +124,12 @@ class EngineClient:
     @property
     def num_streams(self) -> int:
         return len(self._sinks)
+
+    @property
+    def oldest_age_s(self) -> float:
+        """Since the oldest stream in flight was submitted; 0 when there is none."""
+        oldest = next(iter(self._sinks.values()), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest.submitted_s
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Listen. Call from the loop that serves the connections."""

@@ -74,8 +74,8 @@ class Choice:
     """One stream on its way to the client. `index` is the choice's place in the response."""
 
     __slots__ = (
-        "_first_token_s", "_last_token_s", "_metrics", "_on_end", "_submitted_s", "engine_finish", "error",
-        "finish_reason", "index", "stop_reason", "stream_id", "text", "tokens",
+        "_first_token_s", "_last_token_s", "_metrics", "_on_end", "engine_finish", "error",
+        "finish_reason", "index", "stop_reason", "stream_id", "submitted_s", "text", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +89,7 @@ class Choice:
         self.engine_finish: Finish | None = None
         self.error: StreamError | None = None
         self._metrics, self._on_end = metrics, on_end
-        self._submitted_s = time.monotonic()
+        self.submitted_s = time.monotonic()
         self._first_token_s = self._last_token_s = 0.0
 
     @property
@@ -99,7 +99,7 @@ class Choice:
 
     @property
     def ttft_s(self) -> float | None:
-        return self._first_token_s - self._submitted_s if self._first_token_s else None
+        return self._first_token_s - self.submitted_s if self._first_token_s else None
 
     @property
     def num_tokens(self) -> int:
@@ -135,6 +135,7 @@ class Choice:
     def fail(self, error: StreamError) -> None:
         self.error = error
         self._metrics.ended("error").inc()
+        self._metrics.on_failure(error.reason)
         self._on_end(self)
 
     def note_tokens(self, count: int, now_s: float) -> None:
@@ -144,12 +145,12 @@ class Choice:
             self._metrics.itl.observe((now_s - last_s) / count, count)
         else:
             self._first_token_s = now_s
-            self._metrics.ttft.observe(now_s - self._submitted_s)
+            self._metrics.ttft.observe(now_s - self.submitted_s)
 
     def _note_unseen_tokens(self, finish: Finish) -> None:
         """Latencies of tokens that did not come one by one, from the engine's clock."""
         ttft_s = (finish.queue_us + finish.prefill_us) / 1e6
-        self._first_token_s = self._submitted_s + ttft_s
+        self._first_token_s = self.submitted_s + ttft_s
         self._metrics.ttft.observe(ttft_s)
         num_gaps = finish.num_output_tokens - 1
         if num_gaps > 0:
@@ -165,7 +166,7 @@ class Choice:
         metrics.prefill_time.observe(prefill_s)
         metrics.decode_time.observe(decode_s)
         metrics.inference_time.observe(prefill_s + decode_s)
-        metrics.e2e.observe(end_s - self._submitted_s)
+        metrics.e2e.observe(end_s - self.submitted_s)
         if num_tokens > 1:
             metrics.time_per_token.observe(decode_s / (num_tokens - 1))
         metrics.request_prompt_tokens.observe(finish.num_prompt_tokens)
@@ -173,8 +174,7 @@ class Choice:
         metrics.request_max_generation_tokens.observe(num_tokens)
         metrics.request_computed_tokens.observe(finish.num_prompt_tokens - finish.num_cached_tokens)
         metrics.request_preemptions.observe(finish.num_preemptions)
-        metrics.prompt_tokens.inc(finish.num_prompt_tokens)
-        metrics.prompt_tokens_cached.inc(finish.num_cached_tokens)
+        metrics.on_prompt(finish.num_prompt_tokens, finish.num_cached_tokens)
         metrics.ended(self.finish_reason or "abort").inc()
 
 

@@ -7,6 +7,7 @@ import hmac
 import logging
 import random
 import time
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any
 
@@ -21,6 +22,7 @@ logger = logging.getLogger("tokenfleet.request")
 MAX_REQUEST_ID_CHARS = 128
 GUARDED = ("/v1/", "/tokenize", "/detokenize")
 QUIET = frozenset({"/health", "/livez", "/readyz", "/startupz", "/metrics", "/ping"})  # probes: logged at debug level
+UNCOUNTED = QUIET | {"/load", "/version"}  # in the HTTP metrics, as in vLLM
 CLIENT_CLOSED = 499  # nginx's code for a client that left; only in the log and the metrics
 
 
@@ -41,12 +43,12 @@ class RequestMiddleware:
         id_header = (b"x-request-id", request_id.encode())
         log: dict[str, Any] = {}
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "log": log}
-        status = 0
+        status = response_bytes = 0
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, response_bytes
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, response_bytes = message["status"], _declared_bytes(message["headers"])
                 message["headers"] = [*message["headers"], id_header]
             await send(message)
 
@@ -68,7 +70,7 @@ class RequestMiddleware:
                 raise  # the response has begun: the server closes the connection
             await send_error(send_with_id, GenerationFailed("internal error"))
         finally:
-            self._report(scope, request_id, status or CLIENT_CLOSED, time.monotonic() - started_s, log)
+            self._report(scope, request_id, status or CLIENT_CLOSED, time.monotonic() - started_s, response_bytes, log)
 
     def _check_key(self, scope: Scope) -> None:
         if not self._key_digests or not scope["path"].startswith(GUARDED) or scope["method"] == "OPTIONS":
@@ -80,9 +82,20 @@ class RequestMiddleware:
         if scheme.lower() != b"bearer" or not any(matches):
             raise Unauthorized("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")
 
-    def _report(self, scope: Scope, request_id: str, status: int, duration_s: float, log: dict[str, Any]) -> None:
+    def _report(
+        self,
+        scope: Scope,
+        request_id: str,
+        status: int,
+        duration_s: float,
+        response_bytes: int,
+        log: dict[str, Any],
+    ) -> None:
         path = scope["path"]
-        self._metrics.on_http(scope["method"], path if path in self._paths else "other", status, duration_s)
+        if path not in UNCOUNTED:
+            handler = path if path in self._paths else "other"
+            request_bytes = _declared_bytes(scope["headers"])
+            self._metrics.on_http(scope["method"], handler, status, duration_s, request_bytes, response_bytes)
         level = logging.DEBUG if path in QUIET else logging.INFO
         if logger.isEnabledFor(level):
             fields = {
@@ -98,6 +111,14 @@ class RequestMiddleware:
 
 def _digest(key: bytes) -> bytes:
     return sha256(key).digest()
+
+
+def _declared_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Content-Length, 0 when there is none."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
 
 
 def _request_id(scope: Scope) -> str:

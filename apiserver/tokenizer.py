@@ -14,6 +14,7 @@ import os
 import sys
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -31,6 +32,15 @@ MAX_PROBED_ADDED_TOKENS = 64
 BYTES_PER_ID = 4
 
 assert sys.byteorder == "little", "token ids travel as little-endian words"
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Of a tokenizer's cache of segments, since its process began."""
+
+    hits: int
+    misses: int
+    bytes: int
 
 
 class Encoder(Protocol):
@@ -56,6 +66,10 @@ class FastEncoder:
             return [ids]
         ends = [end * BYTES_PER_ID for end in memoryview(offsets).cast("Q").tolist()]
         return [ids[start:end] for start, end in pairwise(ends)]
+
+    def cache_stats(self) -> CacheStats | None:
+        stats = self._tokenizer.segment_cache_stats()
+        return CacheStats(stats["hits"], stats["misses"], stats["bytes"]) if stats else None
 
 
 class ReferenceEncoder:
@@ -93,6 +107,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Callable from any thread."""
         return self._reference.decode_batch([ids], skip_special_tokens=skip_special_tokens)[0]
+
+    def cache_stats(self) -> CacheStats | None:
+        """None: this tokenizer has no cache."""
+        return self._encoder.cache_stats() if isinstance(self._encoder, FastEncoder) else None
 
     def token_of(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it."""

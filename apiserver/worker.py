@@ -88,7 +88,7 @@ async def serve(settings: Settings, model: ModelFolder, handles: WorkerHandles, 
 
 def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloaded: Preloaded) -> Services:
     pages = [Segment.attach(fd).view for fd in handles.metrics_fds]
-    metrics = WorkerMetrics(pages[handles.metrics_index], model.name, model.max_model_len)
+    metrics = WorkerMetrics(pages[handles.metrics_index], model.name, model.max_model_len, worker=handles.slot)
     client = EngineClient(
         slot=handles.slot,
         generation=handles.generation,
@@ -147,11 +147,12 @@ class Heart:
         now_s = time.monotonic()
         services, state = self._services, self._server.server_state
         services.metrics.loop_lag.observe(max(0.0, now_s - self._due_s))
-        services.metrics.itl.flush()
-        services.metrics.open_connections.set(len(state.connections))
-        services.metrics.open_streams.set(services.client.num_streams)
-        services.client.exchange()
-        self._cell.has_work = services.client.num_streams > 0
+        client = services.client
+        services.metrics.on_beat(
+            len(state.connections), client.num_streams, client.oldest_age_s, services.preloaded.tokenizer.cache_stats()
+        )
+        client.exchange()
+        self._cell.has_work = client.num_streams > 0
         self.show_state()
         self._cell.beat()
         self._due_s = now_s + HEARTBEAT_S

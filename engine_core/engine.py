@@ -157,7 +157,10 @@ class Engine:
             self._landed_s = time.monotonic()
         self._cell.has_work = scheduler.has_work
         self._metrics.on_load(
-            scheduler.num_running, scheduler.num_waiting, scheduler.blocks.num_in_use / scheduler.blocks.num_blocks
+            scheduler.num_running,
+            scheduler.num_waiting,
+            scheduler.blocks.num_in_use / scheduler.blocks.num_blocks,
+            self._outbox.num_full_waits,
         )
         self._report_counts()
 

@@ -3,7 +3,7 @@
 Queue, prefill and decode times of requests travel in their Finish and are counted by the worker, not here.
 """
 
-from ipc.metrics_page import Instrument, MetricsWriter
+from ipc.metrics_page import Instrument, MetricsWriter, Tally
 
 _ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -11,37 +11,64 @@ _STEP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.
 INSTRUMENTS = (
     Instrument("gauge", "vllm:num_requests_running", "Requests in the running batch."),
     Instrument("gauge", "vllm:num_requests_waiting", "Requests waiting for a place in the batch."),
+    Instrument("gauge", "vllm:num_requests_waiting_by_reason", "Waiting requests, by what they wait for."),
     Instrument("gauge", "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", combine="max"),
+    Instrument("gauge", "vllm:engine_sleep_state", "1 for the state the engine is in.", combine="max"),
     Instrument("gauge", "vllm:cache_config_info", "Facts of the KV cache, as labels.", combine="max"),
     Instrument("counter", "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
     Instrument("counter", "vllm:prefix_cache_hits", "Prompt tokens served by the prefix cache."),
+    Instrument("counter", "vllm:external_prefix_cache_queries", "Tokens asked of a KV connector: there is none."),
+    Instrument("counter", "vllm:external_prefix_cache_hits", "Tokens got from a KV connector: there is none."),
     Instrument("counter", "vllm:num_preemptions", "Times a running request gave its KV blocks back."),
     Instrument("histogram", "vllm:iteration_tokens_total", "Tokens computed per step.", buckets=_ITERATION_BUCKETS),
     Instrument("histogram", "tokenfleet:engine_step_seconds", "Duration of a step.", buckets=_STEP_BUCKETS),
+    Instrument("gauge", "tokenfleet:engine_requests_running", "Running batch of one engine."),
+    Instrument("gauge", "tokenfleet:engine_requests_waiting", "Waiting requests of one engine."),
+    Instrument("gauge", "tokenfleet:engine_kv_usage", "Share of one engine's KV blocks in use.", combine="max"),
+    Instrument("counter", "tokenfleet:engine_tokens", "Tokens one engine has computed, prompts included."),
+    Instrument("counter", "tokenfleet:ring_full_waits", "Records that found their worker's ring full and waited."),
 )
 
 
 class EngineMetrics:
-    """Handles into one engine's metrics page, looked up once."""
+    """Handles into one engine's metrics page, looked up once.
+
+    What vLLM has stands under engine="0" whatever the engine, so that it becomes one series of the fleet: endpoint pickers
+    read the first series of a gauge only. What is an engine's own is under `tokenfleet:`.
+    """
 
     def __init__(self, view: memoryview, *, model_name: str, engine: int, block_size: int, num_blocks: int) -> None:
         writer = MetricsWriter(view, INSTRUMENTS)
-        labels = {"model_name": model_name, "engine": str(engine)}
-        self._running = writer.gauge("vllm:num_requests_running", **labels)
-        self._waiting = writer.gauge("vllm:num_requests_waiting", **labels)
-        self._kv_usage = writer.gauge("vllm:kv_cache_usage_perc", **labels)
-        self._prefix_queries = writer.counter("vllm:prefix_cache_queries", **labels)
-        self._prefix_hits = writer.counter("vllm:prefix_cache_hits", **labels)
-        self._preemptions = writer.counter("vllm:num_preemptions", **labels)
-        self._iteration_tokens = writer.histogram("vllm:iteration_tokens_total", **labels)
-        self._step_seconds = writer.histogram("tokenfleet:engine_step_seconds", **labels)
-        facts = {"block_size": str(block_size), "num_gpu_blocks": str(num_blocks)}
-        writer.gauge("vllm:cache_config_info", **labels, **facts).set(1.0)
+        fleet = {"model_name": model_name, "engine": "0"}
+        own = {"model_name": model_name, "engine": str(engine)}
+        self._running = writer.gauge("vllm:num_requests_running", **fleet)
+        self._waiting = writer.gauge("vllm:num_requests_waiting", **fleet)
+        self._waiting_for_capacity = writer.gauge("vllm:num_requests_waiting_by_reason", **fleet, reason="capacity")
+        writer.gauge("vllm:num_requests_waiting_by_reason", **fleet, reason="deferred")  # for no KV transfer
+        self._kv_usage = writer.gauge("vllm:kv_cache_usage_perc", **fleet)
+        self._prefix_queries = writer.counter("vllm:prefix_cache_queries", **fleet)
+        self._prefix_hits = writer.counter("vllm:prefix_cache_hits", **fleet)
+        writer.counter("vllm:external_prefix_cache_queries", **fleet)
+        writer.counter("vllm:external_prefix_cache_hits", **fleet)
+        self._preemptions = writer.counter("vllm:num_preemptions", **fleet)
+        self._iteration_tokens = writer.histogram("vllm:iteration_tokens_total", **fleet)
+        self._step_seconds = writer.histogram("tokenfleet:engine_step_seconds", **own)
+        self._own_running = writer.gauge("tokenfleet:engine_requests_running", **own)
+        self._own_waiting = writer.gauge("tokenfleet:engine_requests_waiting", **own)
+        self._own_kv_usage = writer.gauge("tokenfleet:engine_kv_usage", **own)
+        self._tokens = writer.counter("tokenfleet:engine_tokens", **own)
+        self._ring_full_waits = Tally(writer.counter("tokenfleet:ring_full_waits", **own))
+        for state in ("awake", "weights_offloaded", "discard_all"):
+            writer.gauge("vllm:engine_sleep_state", **fleet, sleep_state=state).set(state == "awake")
+        if engine == 0:  # one series of it, too: engines of a fleet are alike
+            facts = {"block_size": str(block_size), "num_gpu_blocks": str(num_blocks)}
+            writer.gauge("vllm:cache_config_info", **fleet, **facts).set(1.0)
 
     def on_step(self, num_tokens: int, duration_s: float) -> None:
         """One forward pass and what it took with everything around it."""
         self._iteration_tokens.observe(num_tokens)
         self._step_seconds.observe(duration_s)
+        self._tokens.inc(num_tokens)
 
     def on_counts(self, num_preemptions: int, prefix_queries: int, prefix_hits: int) -> None:
         """What was added since the last call."""
@@ -51,7 +78,13 @@ class EngineMetrics:
             self._prefix_queries.inc(prefix_queries)
             self._prefix_hits.inc(prefix_hits)
 
-    def on_load(self, num_running: int, num_waiting: int, kv_usage: float) -> None:
+    def on_load(self, num_running: int, num_waiting: int, kv_usage: float, num_full_waits: int = 0) -> None:
+        """How it stands now; `num_full_waits` counts since the process began."""
         self._running.set(num_running)
         self._waiting.set(num_waiting)
+        self._waiting_for_capacity.set(num_waiting)
         self._kv_usage.set(kv_usage)
+        self._own_running.set(num_running)
+        self._own_waiting.set(num_waiting)
+        self._own_kv_usage.set(kv_usage)
+        self._ring_full_waits.grow_to(num_full_waits)

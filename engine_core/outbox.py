@@ -51,6 +51,7 @@ class Lane:
         self.ring = ring
         self.generation = ring.reader_generation
         self.is_stalled = False
+        self.num_full_waits = 0  # records that had to wait for room, ever
         self._doorbell = doorbell
         self._overflow: deque[bytes] = deque()
         self._overflow_bytes = 0
@@ -80,6 +81,7 @@ class Lane:
             else:
                 self._overflow.append(record)
                 self._overflow_bytes += len(record)
+                self.num_full_waits += 1
         if self._overflow_bytes > self._max_overflow_bytes:
             self.is_stalled = True
         if has_published:
@@ -108,6 +110,11 @@ class Outbox:
     def has_overflow(self) -> bool:
         """Whether anything waits for a full ring: come back soon."""
         return any(lane.has_overflow for lane in self._lanes)
+
+    @property
+    def num_full_waits(self) -> int:
+        """Records that found their ring full and waited, since this process began."""
+        return sum(lane.num_full_waits for lane in self._lanes)
 
     @property
     def stalled_slots(self) -> list[int]:

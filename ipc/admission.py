@@ -16,6 +16,7 @@ MAX_PREFIX_KEYS = 65_536
 EXPECTED_OUTPUT_TOKENS = 512  # clients' max_tokens is usually "the rest of the context": more says nothing
 AFFINITY_SLACK_TOKENS = 4_096
 MAX_RETRY_AFTER_S = 60
+REFUSALS = ("no_engine", "max_num_queued_reqs", "max_num_queued_tokens")  # metric labels
 
 
 class Admitted(Struct):

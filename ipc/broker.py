@@ -24,6 +24,7 @@ import zmq
 
 from ipc import parcel
 from ipc.admission import Admission, Refusal
+from ipc.broker_metrics import BrokerMetrics
 from ipc.codec import decode_for_broker
 from ipc.fleet_page import FleetPage, State
 from ipc.handles import BrokerHandles
@@ -41,20 +42,11 @@ from ipc.messages import (
     Rejected,
     slot_of,
 )
-from ipc.metrics_page import Instrument, MetricsWriter
 from ipc.segment import Segment
 
 TURN_MS = 250  # longest wait: heartbeat and look at the fleet page this often
 GENERATE = int(Kind.GENERATE)  # compared once per request
 LOST_AFTER_S = 1.0  # engines have this long to claim the streams that workers announced to a new broker
-
-INSTRUMENTS = (
-    Instrument("counter", "vllm:admission_rejections", "Requests refused by admission, by bound."),
-    Instrument("gauge", "tokenfleet:broker_requests_in_flight", "Requests the broker has placed and not seen end."),
-    Instrument("gauge", "tokenfleet:broker_requests_waiting", "Requests placed that no engine has started."),
-    Instrument("gauge", "tokenfleet:broker_tokens_waiting", "Prompt tokens of those."),
-    Instrument("gauge", "tokenfleet:broker_engines", "Engines connected."),
-)
 
 
 def run(handles: BrokerHandles) -> None:
@@ -98,12 +90,7 @@ class Broker:
         self._outgoing: dict[int, list[bytes]] = defaultdict(list)  # parcels per engine, sent at the end of the turn
         self._unclaimed: dict[int, float] = {}  # announced stream -> when it counts as lost
         self._given_up: set[int] = set()  # reported as lost: aborted if an engine claims them after all
-        self._metrics = MetricsWriter(Segment.attach(handles.metrics_fd).view, INSTRUMENTS)
-        self._model_name = handles.model_name
-        self._in_flight = self._metrics.gauge("tokenfleet:broker_requests_in_flight")
-        self._waiting = self._metrics.gauge("tokenfleet:broker_requests_waiting")
-        self._waiting_tokens = self._metrics.gauge("tokenfleet:broker_tokens_waiting")
-        self._num_engines = self._metrics.gauge("tokenfleet:broker_engines")
+        self._metrics = BrokerMetrics(Segment.attach(handles.metrics_fd).view, handles.model_name)
         self._next_look_s = 0.0
         self._cell.state = State.READY
 
@@ -123,7 +110,7 @@ class Broker:
             self._look_at_fleet()
             self._cell.num_peers = len(self._admission.engines)
             self._report_lost(now_s)
-            self._publish_gauges()
+            self._metrics.publish(self._admission.engines.values())
         self._flush()
 
     def close(self) -> None:
@@ -212,7 +199,7 @@ class Broker:
             is_bounded=is_bounded,
         )
         if isinstance(placed, Refusal):
-            self._metrics.counter("vllm:admission_rejections", model_name=self._model_name, reason=placed.reason).inc()
+            self._metrics.rejections[placed.reason].inc()
             rejected = Rejected(stream_id=envelope.stream_id, reason=placed.reason, retry_after_s=placed.retry_after_s)
             self._send_to_worker(slot, Kind.REJECTED, rejected)
             return
@@ -307,10 +294,3 @@ class Broker:
                     by_slot[slot_of(stream_id)].append(stream_id)
                     self._given_up.add(stream_id)
         self._tell_lost(-1, by_slot)
-
-    def _publish_gauges(self) -> None:
-        engines = self._admission.engines.values()
-        self._in_flight.set(sum(len(engine.in_flight) for engine in engines))
-        self._waiting.set(sum(engine.num_waiting for engine in engines))
-        self._waiting_tokens.set(sum(engine.waiting_tokens for engine in engines))
-        self._num_engines.set(len(self._admission.engines))

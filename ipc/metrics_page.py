@@ -1,10 +1,12 @@
 """Metrics of one process in shared memory: one writer, readers anywhere, values survive the writer's death.
 
 offset   size    field      meaning
-     0      8    magic      b"TFMETR01"
+     0      8    magic      b"TFMETR02": the last two digits are the layout version
      8      8    described  bytes of the description area in use; stored last, publishes the lines before it
-    64  65472    lines      JSON lines, one per series: kind, name, help, labels, buckets, combine, first value slot
- 65536      -    values     f64 slots: one per counter or gauge; per histogram one per bucket, then +Inf, then the sum
+    64 131008    lines      JSON lines, one per series: kind, name, help, labels, buckets, combine, first value slot
+131072 376832    values     f64 slots: one per counter or gauge; per summary the count, then the sum; per histogram one
+                            per bucket, then +Inf, then the sum
+507904  16384    notes      see ipc.notes: what is not a number (the slowest requests of a worker)
 
 The page describes itself, so that any process can read it without importing the role that writes it. Series are
 only ever appended: labels that turn up at run time become new lines. A counter bump is one load and one store of eight
@@ -21,10 +23,11 @@ from msgspec import Struct
 from ipc.errors import IpcError, LayoutMismatch
 from ipc.segment import Segment
 
-MAGIC = b"TFMETR01"
+MAGIC = b"TFMETR02"
 PAGE_BYTES = 1 << 19  # sparse: untouched pages cost nothing
 _LINES_AT = 64
-_VALUES_AT = 1 << 16
+_VALUES_AT = 1 << 17
+NOTES_AT = PAGE_BYTES - (1 << 14)
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -32,7 +35,7 @@ Labels = tuple[tuple[str, str], ...]
 class Instrument(Struct, frozen=True):
     """One metric family of a role. Counter names stand without `_total`, which the exposition appends."""
 
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Literal["counter", "gauge", "histogram", "summary"]
     name: str
     help: str
     labels: Labels = ()  # constant labels, joined with those given at the use
@@ -49,15 +52,34 @@ class Series(Struct, frozen=True):
 
     @property
     def num_slots(self) -> int:
-        return len(self.instrument.buckets) + 2 if self.instrument.kind == "histogram" else 1
+        if self.instrument.kind == "histogram":
+            return len(self.instrument.buckets) + 2
+        return 2 if self.instrument.kind == "summary" else 1
 
 
 class Counter:
     def __init__(self, values: "memoryview[float]", slot: int) -> None:
         self._values, self._slot = values, slot
 
+    @property
+    def value(self) -> float:
+        return self._values[self._slot]
+
     def inc(self, amount: float = 1.0) -> None:
         self._values[self._slot] += amount
+
+
+class Tally:
+    """A counter that follows a total somebody else counts: `grow_to` from a timer, nothing on the hot path."""
+
+    def __init__(self, counter: Counter, total: float = 0.0) -> None:
+        """`total` is where the other count stands now: what was before is not ours, or is on the page already."""
+        self._counter, self._seen = counter, total
+
+    def grow_to(self, total: float) -> None:
+        if total != self._seen:
+            self._counter.inc(total - self._seen)
+            self._seen = total
 
 
 class Gauge:
@@ -68,10 +90,26 @@ class Gauge:
         self._values[self._slot] = value
 
 
+class Summary:
+    """Count and sum, no quantiles: what prometheus_client calls a summary."""
+
+    def __init__(self, values: "memoryview[float]", slot: int) -> None:
+        self._values, self._slot = values, slot
+
+    def observe(self, value: float) -> None:
+        self._values[self._slot] += 1.0
+        self._values[self._slot + 1] += value
+
+
 class Histogram:
     def __init__(self, values: "memoryview[float]", slot: int, buckets: tuple[float, ...]) -> None:
         self._values, self._slot, self._buckets = values, slot, buckets
         self._sum_slot = slot + len(buckets) + 1
+
+    @property
+    def count(self) -> float:
+        """Observations so far. Adds the buckets up: not for hot paths."""
+        return sum(self._values[self._slot : self._sum_slot])
 
     def observe(self, value: float) -> None:
         self._values[self._slot + bisect_left(self._buckets, value)] += 1.0
@@ -93,7 +131,7 @@ class MetricsWriter:
 
     def __init__(self, view: memoryview, instruments: Iterable[Instrument]) -> None:
         self._view = view
-        self._values = view[_VALUES_AT:].cast("d")
+        self._values = view[_VALUES_AT:NOTES_AT].cast("d")
         self._families = {instrument.name: instrument for instrument in instruments}
         self._series = {(s.instrument.name, s.labels): s for s in read_series(view)}
         self._next_slot = max((s.slot + s.num_slots for s in self._series.values()), default=0)
@@ -110,6 +148,9 @@ class MetricsWriter:
     def histogram(self, name: str, **labels: str) -> Histogram:
         series = self._find("histogram", name, labels)
         return Histogram(self._values, series.slot, series.instrument.buckets)
+
+    def summary(self, name: str, **labels: str) -> Summary:
+        return Summary(self._values, self._find("summary", name, labels).slot)
 
     def _find(self, kind: str, name: str, labels: dict[str, str]) -> Series:
         instrument = self._families[name]
@@ -150,14 +191,22 @@ class MetricsReader:
 
     def __init__(self, view: memoryview) -> None:
         self._view = view
-        self._values: memoryview[float] = view[_VALUES_AT:].cast("d")
+        self._values: memoryview[float] = view[_VALUES_AT:NOTES_AT].cast("d")
         self._described = b""
         self._series: list[Series] = []
 
-    def read(self) -> list[tuple[Series, list[float]]]:
-        """Every series with its slots' values now."""
-        described = bytes(self._view[8:16])
-        if described != self._described:
+    @property
+    def has_changed(self) -> bool:
+        """Whether there are series that `series` has not shown yet."""
+        return self._view[8:16] != self._described
+
+    def series(self) -> list[Series]:
+        if self.has_changed:
+            described = bytes(self._view[8:16])  # before the lines: one that is added meanwhile shows next time
             self._series = read_series(self._view)
             self._described = described
-        return [(s, list(self._values[s.slot : s.slot + s.num_slots])) for s in self._series]
+        return self._series
+
+    def slots(self, series: Series) -> "memoryview[float]":
+        """The series' values, live."""
+        return self._values[series.slot : series.slot + series.num_slots]

@@ -64,6 +64,14 @@ def _words(view: memoryview) -> tuple[memoryview, int]:
     return words, words[_CAPACITY]
 
 
+def used_share(view: memoryview) -> float:
+    """How full a ring is, 0 to 1, for an observer that is neither of its sides."""
+    capacity, tail, head = (
+        int.from_bytes(view[word * 8 : word * 8 + 8], "little") for word in (_CAPACITY, _TAIL, _HEAD)
+    )
+    return max(0, tail - head) / capacity
+
+
 class RingWriter:
     """The engine's side. A new writer on a used ring goes on where the last one published."""
 

@@ -50,6 +50,11 @@ class Resources:
         return [segment.view for segment in self._metrics]
 
     @property
+    def ring_views(self) -> list[list[memoryview]]:
+        """By engine, then by worker."""
+        return [[ring.view for ring in rings] for rings in self._rings]
+
+    @property
     def url(self) -> str:
         """Where clients reach the fleet; of a Unix socket, the host is whatever they like."""
         return "http://localhost" if self._settings.server.uds else _url(self.listeners[0])

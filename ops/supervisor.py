@@ -22,9 +22,9 @@ from config.settings import Settings
 from engine_core.model_source import ModelSource
 from ipc.exposition import Exposition
 from ipc.fleet_page import Cell, State
-from ipc.metrics_page import Instrument, MetricsWriter
 from ops import exit_codes, ready_line, roles
 from ops.children import Child, reap_strangers, wait_for_exit
+from ops.fleet_metrics import FleetMetrics
 from ops.ops_port import OpsPort, OpsServer
 from ops.plan import BrokerPlan, EnginePlan, PreparePlan, ZygotePlan
 from ops.process_control import adopt_orphans
@@ -36,11 +36,6 @@ logger = logging.getLogger(__name__)
 WATCH_S = 0.5
 STOOD_STILL_S = 1.0  # a watch this late was not the fleet's fault: a frozen container, a suspended machine
 STOP_GRACE_S = 5.0  # engines and broker, after the workers
-
-INSTRUMENTS = (
-    Instrument("gauge", "tokenfleet:restarts", "Deaths answered with a new process, by role."),
-    Instrument("gauge", "tokenfleet:heartbeat_age_seconds", "Oldest heartbeat of a role.", combine="max"),
-)
 
 
 class Supervisor:
@@ -65,7 +60,12 @@ class Supervisor:
             heartbeat_timeout_s=settings.ops.heartbeat_timeout_s,
             engine_step_timeout_s=settings.ops.engine_step_timeout_s,
         )
-        self._metrics = MetricsWriter(resources.supervisor_metrics, INSTRUMENTS)
+        self._metrics = FleetMetrics(
+            resources.supervisor_metrics,
+            page,
+            resources.ring_views,
+            heartbeat_timeout_s=settings.ops.heartbeat_timeout_s,
+        )
         self._should_stop = asyncio.Event()
         self._num_signals = 0
 
@@ -214,7 +214,7 @@ class Supervisor:
                     abort = asyncio.create_task(child.abort(reason))
                     aborts.add(abort)
                     abort.add_done_callback(aborts.discard)
-            self._publish()
+            self._metrics.publish()
 
     def _reap_strangers(self) -> None:
         if not any(child.is_spawning for child in self._children):  # a pid that is not known yet is no stranger's
@@ -226,13 +226,6 @@ class Supervisor:
         if child.cell is not None and child.cell.state == State.STARTING:
             return ops.engine_start_timeout_s
         return ops.engine_step_timeout_s if child in self._engines else ops.heartbeat_timeout_s
-
-    def _publish(self) -> None:
-        page = self._resources.page
-        for role, cells in (("broker", [page.broker]), ("engine", page.engines), ("worker", page.workers)):
-            self._metrics.gauge("tokenfleet:restarts", role=role).set(sum(cell.restarts for cell in cells))
-            ages_s = [cell.heartbeat_age_s for cell in cells if cell.is_alive]
-            self._metrics.gauge("tokenfleet:heartbeat_age_seconds", role=role).set(max(ages_s, default=0.0))
 
     # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import uvicorn
@@ -86,6 +87,7 @@ class RecordingSink:
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.stream_id: StreamId | None = None
+        self.submitted_s = time.monotonic()
         self.flushes: list[list[int]] = []
         self.ends: list[Finish | StreamError] = []
 

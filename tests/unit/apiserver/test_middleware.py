@@ -224,3 +224,23 @@ def test_startup_tells_its_progress_until_an_engine_is_there(rig: WorkerRig) -> 
 def test_facts_are_served(rig: WorkerRig) -> None:
     assert rig.get("/version").json()["version"]
     assert rig.get("/load").json() == {"server_load": 0}
+
+
+def test_probes_and_scrapes_do_not_count_as_http_requests(rig: WorkerRig) -> None:
+    for path in ("/health", "/metrics", "/ping", "/load", "/version", "/v1/models"):
+        rig.get(path)
+
+    text = rig.services.exposition.render().decode()
+    assert [line for line in text.splitlines() if line.startswith("http_requests_total")] == [
+        'http_requests_total{handler="/v1/models",method="GET",status="2xx"} 1.0'
+    ]
+
+
+def test_made_up_methods_share_one_label(rig: WorkerRig) -> None:
+    for number in range(50):
+        rig.services.metrics.on_http(f"METHOD{number}", "other", 405, 0.01, 0, 0)
+
+    text = rig.services.exposition.render().decode()
+    assert [line for line in text.splitlines() if line.startswith("http_requests_total")] == [
+        'http_requests_total{handler="other",method="other",status="4xx"} 50.0'
+    ]

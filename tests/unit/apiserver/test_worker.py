@@ -105,14 +105,16 @@ def test_a_worker_is_ready_once_it_serves_and_beats_from_its_loop(fleet: Fleet) 
         _, writer = await asyncio.open_connection("127.0.0.1", fleet.port)
         first_beat_ns = fleet.cell.heartbeat_ns
         await until(lambda: fleet.cell.heartbeat_ns > first_beat_ns)
-        await until(lambda: b"tokenfleet:open_connections 1.0" in Exposition([fleet.metrics_segment.view]).text())
+        await until(
+            lambda: b'tokenfleet:open_connections{worker="0"} 1.0' in Exposition([fleet.metrics_segment.view]).text()
+        )
         writer.close()
         os.kill(os.getpid(), signal.SIGTERM)
 
     fleet.serve(client)
 
     assert fleet.cell.state == State.DRAINING
-    assert b"tokenfleet:event_loop_lag_seconds_count" in Exposition([fleet.metrics_segment.view]).text()
+    assert b'tokenfleet:event_loop_lag_seconds_count{worker="0"}' in Exposition([fleet.metrics_segment.view]).text()
 
 
 def test_sigterm_refuses_new_connections_and_finishes_running_streams(fleet: Fleet) -> None:
@@ -144,7 +146,9 @@ def test_what_outlives_the_drain_is_told_why_it_ends(fleet: Fleet) -> None:
         streaming, stream_writer = await fleet.start_stream()
         waiting, body_writer = await asyncio.open_connection("127.0.0.1", fleet.port)
         body_writer.write(completion_request(is_stream=False))
-        await until(lambda: b"tokenfleet:open_streams 2.0" in Exposition([fleet.metrics_segment.view]).text())
+        await until(
+            lambda: b'tokenfleet:open_streams{worker="0"} 2.0' in Exposition([fleet.metrics_segment.view]).text()
+        )
         os.kill(os.getpid(), signal.SIGTERM)
         answers.extend([await streaming.read(), await waiting.read()])
         stream_writer.close()

@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ipc.errors import IpcError, LayoutMismatch
 from ipc.exposition import Exposition
-from ipc.metrics_page import Instrument, MetricsWriter, create_metrics_segment, read_series
+from ipc.metrics_page import Instrument, MetricsWriter, Tally, create_metrics_segment, read_series
 
 INSTRUMENTS = (
     Instrument("counter", "vllm:prompt_tokens", "Prompt tokens.", (("model_name", "m"),)),
@@ -85,6 +85,43 @@ def test_labels_that_turn_up_later_become_series_of_their_own() -> None:
     assert text["http_requests_total", (("status", "200"),)] == 3
     assert text["http_requests_total", (("status", "503"),)] == 1
     assert len(read_series(page)) == 2
+
+
+def test_text_is_escaped_as_the_format_wants_it() -> None:
+    page = create_metrics_segment("x").view
+    instrument = Instrument("gauge", "tokenfleet:odd", 'Half of 100 % in a "file"\nof C:\\.')
+    MetricsWriter(page, [instrument]).gauge("tokenfleet:odd", path='C:\\new "50 %"\n').set(1.5)
+
+    families = list(text_string_to_metric_families(Exposition([page]).text().decode()))
+
+    assert families[0].documentation == instrument.help
+    assert [(sample.labels, sample.value) for sample in families[0].samples] == [({"path": 'C:\\new "50 %"\n'}, 1.5)]
+
+
+def test_a_summary_is_its_count_and_its_sum() -> None:
+    page = create_metrics_segment("x").view
+    summary = MetricsWriter(page, [Instrument("summary", "http_request_size_bytes", "Sizes.")]).summary(
+        "http_request_size_bytes", handler="/"
+    )
+
+    summary.observe(100)
+    summary.observe(50)
+
+    text = samples(page)
+    assert text["http_request_size_bytes_count", (("handler", "/"),)] == 2
+    assert text["http_request_size_bytes_sum", (("handler", "/"),)] == 150
+
+
+def test_a_tally_adds_what_another_count_grew_by_since_it_began() -> None:
+    page = create_metrics_segment("x").view
+    counter = MetricsWriter(page, INSTRUMENTS).counter("http_requests")
+    counter.inc(7)  # of the process before
+    tally = Tally(counter, 100)
+
+    for total in (100, 103, 103, 110):
+        tally.grow_to(total)
+
+    assert counter.value == 17
 
 
 def test_a_full_page_says_so_and_keeps_what_it_has() -> None:
