@@ -156,6 +156,7 @@ class EngineClient:
         block_hashes: bytes = b"",
         priority: int = 0,
         deadline_s: float | None = None,
+        fair_key: int = 0,
     ) -> StreamId:
         """Send one sequence to the engines; `prompt` is little-endian u32 ids. The sink hears of it until it ends."""
         number = self._free_number()
@@ -169,6 +170,7 @@ class EngineClient:
             _prefix_key(block_hashes),
             priority,
             deadline_s or 0.0,
+            fair_key,
         )
         message = Generate(
             stream_id=stream_id,
@@ -178,6 +180,7 @@ class EngineClient:
             is_streaming=is_streaming,
             priority=priority,
             deadline_s=deadline_s,
+            fair_key=fair_key,
         )
         if self._journal is not None:
             self._journal.begin(number, envelope, message, prompt)
@@ -446,6 +449,8 @@ def _refusal(rejected: Rejected) -> StreamError:
         "no_engine": "no engine is ready to serve requests",
         "max_num_queued_reqs": "too many requests are waiting",
         "max_num_queued_tokens": "too many prompt tokens are waiting",
+        "deadline": "the requests before this one would take it past its deadline",
+        "key_share": "this key has its share of requests waiting already",
     }
     message = texts.get(rejected.reason, "the request was refused")
     return StreamError(rejected.reason, message, retry_after_s=rejected.retry_after_s)

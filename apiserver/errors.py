@@ -10,6 +10,7 @@
     ├── BodyTooLarge             413  code body_too_large
     ├── GenerationFailed         500  type server_error
     └── Overloaded               503  type overloaded_error, with Retry-After
+        └── QuotaExceeded        429  type rate_limit_error: this caller's share, not the server's capacity
 
 Shape, types and codes: OpenAI's (https://platform.openai.com/docs/guides/error-codes, 2026-11).
 """
@@ -99,6 +100,12 @@ class Overloaded(ApiError):
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         return [(b"retry-after", str(self.retry_after_s).encode())]
+
+
+class QuotaExceeded(Overloaded):
+    """The caller has its share already; others are still served."""
+
+    status, type = 429, "rate_limit_error"
 
 
 def error_body(message: str, *, type_: str, param: str | None = None, code: str | None = None) -> bytes:

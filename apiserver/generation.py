@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from apiserver.engine_client import EngineClient, StreamError
-from apiserver.errors import ApiError, GenerationFailed, InvalidRequest, Overloaded
+from apiserver.errors import ApiError, GenerationFailed, InvalidRequest, Overloaded, QuotaExceeded
 from apiserver.metrics import WorkerMetrics
 from apiserver.text_stream import TextStream
 from ipc.messages import SamplingParams, StreamId
@@ -42,6 +42,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     include_usage: bool = False
     priority: int = 0
     deadline_s: float | None = None
+    fair_key: int = 0  # which of several API keys it came with, from 1; 0: there is no more than one
 
     @property
     def num_choices(self) -> int:
@@ -238,6 +239,7 @@ def submit(request: GenerationRequest, choices: Sequence[Choice], client: Engine
                 block_hashes=block_hashes,
                 priority=request.priority,
                 deadline_s=request.deadline_s,
+                fair_key=request.fair_key,
             )
 
 
@@ -263,6 +265,8 @@ def usage_of(request: GenerationRequest, choices: Sequence[Choice]) -> Usage:
 
 def api_error(error: StreamError) -> ApiError:
     """What the client is told of a stream that failed."""
+    if error.reason == "key_share" and error.retry_after_s is not None:
+        return QuotaExceeded(error.message, retry_after_s=error.retry_after_s, reason=error.reason)
     if error.retry_after_s is not None:
         return Overloaded(error.message, retry_after_s=error.retry_after_s, reason=error.reason)
     if error.reason == "too_long":

@@ -46,6 +46,7 @@ class Entry:
             old.prefix_key,
             old.priority,
             0.0 if num_output_tokens else old.deadline_s,
+            old.fair_key,
         )
         return envelope, Resume(stream_id=stream_id, request=self.request, num_output_tokens=num_output_tokens), ids
 

@@ -27,7 +27,8 @@ CLIENT_CLOSED = 499  # nginx's code for a client that left; only in the log and 
 
 
 class RequestMiddleware:
-    """`scope["state"]` gets `request_id` and `log`, a dict whose entries end up in the request's log line."""
+    """`scope["state"]` gets `request_id`, `log`, a dict whose entries end up in the request's log line, and with several API
+    keys `fair_key`, which of them it was."""
 
     def __init__(
         self, app: ASGIApp, *, metrics: WorkerMetrics, api_keys: tuple[str, ...], paths: frozenset[str]
@@ -81,6 +82,8 @@ class RequestMiddleware:
         matches = [hmac.compare_digest(given, digest) for digest in self._key_digests]
         if scheme.lower() != b"bearer" or not any(matches):
             raise Unauthorized("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")
+        if len(matches) > 1:
+            scope["state"]["fair_key"] = 1 + matches.index(True)
 
     def _report(
         self,

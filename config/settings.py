@@ -94,6 +94,9 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="reuse KV blocks of equal prompt prefixes")] = True
     seed: Annotated[int, Meta(description="seed of sampling for requests that bring none")] = 0
+    priority_ageing_s: Annotated[
+        float, Meta(ge=0, description="a waiting request gains one priority per this long; 0: priorities are strict")
+    ] = 30.0
     sim_step_ms: Annotated[float, Meta(ge=0, description="sim engine: duration of a step; 0 is back to back")] = 20.0
     sim_prefill_us_per_token: Annotated[
         float, Meta(ge=0, description="sim engine: added to a step per prefilled token")

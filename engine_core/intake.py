@@ -110,6 +110,7 @@ class Intake:
             is_cacheable=self._enable_prefix_caching and bool(message.block_hashes),
             is_streaming=message.is_streaming,
             priority=message.priority,
+            fair_key=message.fair_key,
             deadline_s=message.deadline_s,
         )
 

@@ -48,7 +48,9 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     except (CannotBoot, ModelFolderError) as error:
         logger.error("engine cannot boot", extra={"engine": handles.index, "reason": str(error)})
         raise SystemExit(EXIT_CANNOT_BOOT) from None
-    scheduler = Scheduler(state, runner.num_blocks, settings.engine.max_num_batched_tokens)
+    scheduler = Scheduler(
+        state, runner.num_blocks, settings.engine.max_num_batched_tokens, settings.engine.priority_ageing_s
+    )
     socket = EngineSocket(handles.broker_endpoint, handles.index, handles.generation, lambda: scheduler.stream_ids)
     engine = _build_engine(settings, model, handles, cell, runner, scheduler, socket)
     cell.progress_permille = 1000

@@ -5,19 +5,18 @@ ahead, the next round's `schedule` and `advance` come before this one's `commit`
 launched and known later, and a sequence that ends on it has computed one token too many, which nobody gets.
 
 Decodes come first, one token each; what is left of `max_batched_tokens` goes to prefill chunks, by rank (priority, then
-arrival). A sequence is admitted when a row is free and blocks for all its known tokens are, plus one in reserve for every
-sequence that runs: admission never causes a preemption by itself. When a decode finds no block, the running sequence
-of the last rank gives its blocks back and waits to be computed again (most of it from the prefix cache, as a rule). The
-first rank is never preempted, so something always ends.
+arrival). The next sequence of the queue (engine_core.waiting_queue) is admitted when a row is free and blocks for all its
+known tokens are, plus one in reserve for every sequence that runs: admission never causes a preemption by itself. When
+a decode finds no block, the running sequence of the last rank gives its blocks back and waits to be computed again (most
+of it from the prefix cache, as a rule). The first rank is never preempted, so something always ends.
 
 Every sequence ends exactly once: as an `Ending` (finish or failure, for the worker) or, aborted, without one; its
 stream id is reported in `Progress.ended` either way.
 """
 
 import time
-from bisect import insort
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from engine_core.batch_state import BatchState
 from engine_core.block_manager import NOWHERE, BlockManager
 from engine_core.plan import Int32Array, Rows, StepPlan, StepResult
 from engine_core.sequence import NO_ROW, Sequence, SequenceState
+from engine_core.waiting_queue import WaitingQueue
 from ipc.block_hash import next_link
 from ipc.messages import generation_of, slot_of
 from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode
@@ -65,16 +65,18 @@ class SchedulerCounts:
 class Scheduler:
     """The waiting and running sequences of one engine. Owns the rows of `state` and the blocks."""
 
-    def __init__(self, state: BatchState, num_blocks: int, max_batched_tokens: int) -> None:
+    def __init__(
+        self, state: BatchState, num_blocks: int, max_batched_tokens: int, priority_ageing_s: float = 0.0
+    ) -> None:
         self.state = state
         self.blocks = BlockManager(num_blocks)
         self.counts = SchedulerCounts()
         self._max_batched_tokens = max_batched_tokens
         self._block_size = state.block_size
         self._sequences: dict[int, Sequence] = {}  # by stream id, everything that has not ended
-        self._waiting: list[tuple[int, int, Sequence]] = []  # heap by rank; ended ones are dropped when they surface
+        self._waiting = WaitingQueue(priority_ageing_s)
         self._deadlines: list[tuple[float, int]] = []  # heap of (deadline_s, stream id)
-        self._prefilling: list[Sequence] = []  # running, prompt not yet computed; by rank
+        self._prefilling: list[Sequence] = []  # running, prompt not yet computed; in the order of their turns
         self._endings: list[Ending] = []
         self._started: list[int] = []
         self._ended: list[int] = []
@@ -113,7 +115,7 @@ class Scheduler:
             self.refuse(sequence, FailureCode.TOO_LONG, message)
             return
         self._sequences[sequence.stream_id] = sequence
-        heappush(self._waiting, (*sequence.rank, sequence))
+        self._waiting.push(sequence)
         if sequence.deadline_s is not None:
             heappush(self._deadlines, (sequence.deadline_s, sequence.stream_id))
 
@@ -150,11 +152,10 @@ class Scheduler:
         sequence = self._sequences.get(stream_id)
         if sequence is None:
             return  # its own finish is on the way
-        num_tokens = len(sequence.token_ids) if sequence.row == NO_ROW else self.state.num_known(sequence.row)
         finish = self._finish_record(
             sequence,
             FinishCode.ABORT,
-            num_tokens - sequence.num_prompt_tokens,
+            self._num_output_tokens(sequence),
             NO_STOP_TOKEN,
             now_ns or time.monotonic_ns(),
         )
@@ -213,7 +214,7 @@ class Scheduler:
             self._grow(growing)
         budget = self._max_batched_tokens - len(rows)
         may_admit = self.counts.num_preemptions == num_preemptions
-        has_prefills = self._prefilling or (self._waiting and may_admit)
+        has_prefills = self._prefilling or (self.num_waiting and may_admit)
         chunks = self._plan_prefills(budget, may_admit, now_ns) if has_prefills else []
         if not len(rows) and not chunks:
             return None
@@ -257,17 +258,17 @@ class Scheduler:
         self.counts.num_preemptions += 1
         self._vacate(sequence)
         sequence.state = SequenceState.WAITING
-        heappush(self._waiting, (*sequence.rank, sequence))
+        self._waiting.push(sequence)
 
     def _plan_prefills(self, budget: int, may_admit: bool, now_ns: int) -> list[tuple[int, int]]:
         """(row, chunk) for as many prefills as the budget allows, by rank: those under way and those admitted now."""
         chunks: list[tuple[int, int]] = []
         position = 0  # in _prefilling: everything before it is planned
         while budget > 0:
-            head = self._head_or_none() if may_admit else None
+            head = self._waiting.head_or_none(now_ns) if may_admit else None
             is_under_way = position < len(self._prefilling)
             if head is not None and not (is_under_way and self._prefilling[position] < head):
-                may_admit = self._try_admit(head, now_ns)
+                may_admit = self._try_admit(head, position, now_ns)
                 if not may_admit:
                     continue  # first come, first served: a big prompt is never overtaken
             elif not is_under_way:
@@ -279,17 +280,9 @@ class Scheduler:
             position += 1
         return chunks
 
-    def _head_or_none(self) -> Sequence | None:
-        """The waiting sequence of the first rank."""
-        while self._waiting:
-            head = self._waiting[0][2]
-            if head.state is SequenceState.WAITING:
-                return head
-            heappop(self._waiting)
-        return None
-
-    def _try_admit(self, sequence: Sequence, now_ns: int) -> bool:
-        """Give the head of the queue a row and the blocks of all its known tokens. False when there is no room."""
+    def _try_admit(self, sequence: Sequence, position: int, now_ns: int) -> bool:
+        """Give the head of the queue a row, the blocks of all its known tokens and this turn among the prefills. False
+        when there is no room."""
         state = self.state
         if not state.num_free_rows:
             return False
@@ -299,7 +292,7 @@ class Scheduler:
         reserve = state.num_running
         if num_new + self.blocks.num_idle_of(cached) + reserve > self.blocks.num_available:
             return False
-        heappop(self._waiting)
+        self._waiting.pop()
         self.blocks.acquire(cached)
         blocks = cached + self.blocks.allocate(num_new, cached[-1] if cached else NOWHERE)
         row = state.add(sequence)
@@ -308,7 +301,7 @@ class Scheduler:
         state.num_computed[row] = len(cached) * self._block_size
         if sequence.is_cacheable:
             state.next_link_len[row] = (len(cached) + 1) * self._block_size
-        insort(self._prefilling, sequence)
+        self._prefilling.insert(position, sequence)
         if not sequence.first_scheduled_ns:
             num_cached = min(len(cached) * self._block_size, sequence.num_prompt_tokens)
             self._note_start(sequence, num_cached, now_ns)
@@ -324,6 +317,7 @@ class Scheduler:
     def _note_start(self, sequence: Sequence, num_cached: int, now_ns: int) -> None:
         sequence.first_scheduled_ns = now_ns
         sequence.num_cached_tokens = num_cached
+        self._waiting.charge(sequence.fair_key, sequence.num_prompt_tokens - num_cached, 0)
         self._started.append(sequence.stream_id)
         if sequence.is_cacheable:
             self.counts.prefix_queries += sequence.num_prompt_tokens
@@ -478,14 +472,15 @@ class Scheduler:
 
     def _end(self, sequence: Sequence) -> None:
         """However it ended: give its row and blocks back and forget it."""
+        if sequence.fair_key:
+            self._waiting.charge(sequence.fair_key, 0, self._num_output_tokens(sequence) - sequence.num_delivered)
         if sequence.state is SequenceState.RUNNING:
             self._vacate(sequence)
         sequence.state = SequenceState.ENDED
         del self._sequences[sequence.stream_id]
         self._ended.append(sequence.stream_id)
         if len(self._waiting) > 2 * self.num_waiting + 64:
-            self._waiting = [entry for entry in self._waiting if entry[2].state is SequenceState.WAITING]
-            heapify(self._waiting)
+            self._waiting.compact()
 
     def _vacate(self, sequence: Sequence) -> None:
         """Leave the row; the blocks stay cached as far as they were published."""
@@ -494,6 +489,10 @@ class Scheduler:
             self._prefilling.remove(sequence)
         self.blocks.release(self.state.block_table[row, : self.state.num_blocks[row]].tolist())
         self.state.remove(row)
+
+    def _num_output_tokens(self, sequence: Sequence) -> int:
+        num_tokens = len(sequence.token_ids) if sequence.row == NO_ROW else self.state.num_known(sequence.row)
+        return num_tokens - sequence.num_prompt_tokens
 
     def _sequence_in(self, row: int) -> Sequence:
         sequence = self.state.sequences[row]
@@ -519,7 +518,7 @@ class Scheduler:
             for block in state.block_table[row, : state.num_blocks[row]].tolist():
                 num_users[block] = num_users.get(block, 0) + 1
         self.blocks.check_integrity(num_users)
-        assert self._prefilling == sorted(self._prefilling)
-        waiting = [entry[2] for entry in self._waiting if entry[2].state is SequenceState.WAITING]
+        assert len(set(map(id, self._prefilling))) == len(self._prefilling)
+        waiting = self._waiting.waiting
         assert len(waiting) == self.num_waiting
         assert {s.stream_id for s in waiting} <= self._sequences.keys()

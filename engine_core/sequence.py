@@ -38,6 +38,7 @@ class Sequence:
     is_cacheable: bool = False  # False: neither looked up nor published in the prefix cache
     is_streaming: bool = True
     priority: int = 0
+    fair_key: int = 0  # whose account it is on; 0: nobody's
     deadline_s: float | None = None
     num_delivered: int = 0  # output tokens that an engine before this one gave the client; they stand in token_ids
     seed_stream_id: int | None = None  # draws as that stream did, when the request brought no seed

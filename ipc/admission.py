@@ -1,13 +1,17 @@
 """What the broker knows of its engines' load: who is in flight where, what may be admitted, which engine takes it.
 
-No sockets here: the broker feeds it facts and asks. Two bounds, both per engine, both decided before any prefill:
-requests beyond `max_num_seqs` that may wait, and prompt tokens that may wait. A request that finds no token
-waiting is always admitted, however long its prompt, or it could never run.
+No sockets here: the broker feeds it facts and asks. Decided before any prefill, each per engine:
+
+    requests beyond `max_num_seqs` that may wait
+    prompt tokens that may wait; one that finds none waiting is always admitted, or a long one could never run
+    a deadline that the requests before it would not leave time for
+    with several keys, one key's part of the queue: no more than what it leaves free for others (the dynamic threshold of
+    Choudhury and Hahne, 1998), so a queue that one key fills still has room for the rest
 """
 
 import math
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -16,7 +20,8 @@ MAX_PREFIX_KEYS = 65_536
 EXPECTED_OUTPUT_TOKENS = 512  # clients' max_tokens is usually "the rest of the context": more says nothing
 AFFINITY_SLACK_TOKENS = 4_096
 MAX_RETRY_AFTER_S = 60
-REFUSALS = ("no_engine", "max_num_queued_reqs", "max_num_queued_tokens")  # metric labels
+REFUSALS = ("no_engine", "max_num_queued_reqs", "max_num_queued_tokens", "key_share", "deadline")  # metric labels
+NEWEST_WEIGHT = 0.1  # of one more run time in the mean
 
 
 class Admitted(Struct):
@@ -24,7 +29,8 @@ class Admitted(Struct):
 
     num_prompt_tokens: int
     expected_tokens: int  # what it adds to the engine's load
-    has_started: bool = False
+    fair_key: int = 0
+    started_at_s: float = 0.0  # CLOCK_MONOTONIC; 0: it waits
 
 
 class Refusal(Struct, frozen=True):
@@ -35,44 +41,63 @@ class Refusal(Struct, frozen=True):
 class EngineLoad:
     """One connected engine."""
 
-    def __init__(self, index: int, generation: int) -> None:
+    def __init__(self, index: int, generation: int, max_num_seqs: int) -> None:
         self.index, self.generation = index, generation
+        self._max_num_seqs = max_num_seqs
         self.in_flight: dict[int, Admitted] = {}
         self.num_waiting = 0
         self.waiting_tokens = 0
         self.load_tokens = 0
-        self._ended_at_s: deque[float] = deque(maxlen=64)
+        self.waiting_of_key: dict[int, int] = {}
+        self._run_s = 0.0  # moving mean of the time from start to end; 0: none has ended yet
 
-    def admit(self, stream_id: int, num_prompt_tokens: int, max_tokens: int) -> None:
+    def admit(self, stream_id: int, num_prompt_tokens: int, max_tokens: int, fair_key: int = 0) -> None:
         expected = num_prompt_tokens + min(max_tokens, EXPECTED_OUTPUT_TOKENS)
-        self.in_flight[stream_id] = Admitted(num_prompt_tokens, expected)
+        self.in_flight[stream_id] = Admitted(num_prompt_tokens, expected, fair_key)
         self.num_waiting += 1
+        if fair_key:
+            self.waiting_of_key[fair_key] = self.waiting_of_key.get(fair_key, 0) + 1
         self.waiting_tokens += num_prompt_tokens
         self.load_tokens += expected
 
     def start(self, stream_id: int) -> None:
         admitted = self.in_flight.get(stream_id)
-        if admitted is not None and not admitted.has_started:
-            admitted.has_started = True
-            self.num_waiting -= 1
-            self.waiting_tokens -= admitted.num_prompt_tokens
+        if admitted is not None and not admitted.started_at_s:
+            admitted.started_at_s = time.monotonic()
+            self._leave_queue(admitted)
 
     def end(self, stream_id: int) -> None:
         admitted = self.in_flight.get(stream_id)
         if admitted is None:
             return
-        self.start(stream_id)
+        if admitted.started_at_s:
+            run_s = time.monotonic() - admitted.started_at_s
+            self._run_s += (run_s - self._run_s) * NEWEST_WEIGHT if self._run_s else run_s
+        else:
+            self._leave_queue(admitted)
         del self.in_flight[stream_id]
         self.load_tokens -= admitted.expected_tokens
-        self._ended_at_s.append(time.monotonic())
+
+    def wait_s(self) -> float:
+        """How long one more request would wait: those that are too many, at the pace at which full engines end them.
+
+        0 while there is a place, and before the first end. Places are sequences: an engine that runs fewer because its K/V
+        is full is slower than this says.
+        """
+        num_too_many = len(self.in_flight) + 1 - self._max_num_seqs
+        return max(0, num_too_many) * self._run_s / self._max_num_seqs
 
     def retry_after_s(self) -> int:
-        """Seconds until the present backlog has drained at the rate of the last ends; 1 when there is no rate yet."""
-        if len(self._ended_at_s) < 2:
-            return 1
-        elapsed_s = time.monotonic() - self._ended_at_s[0]
-        ends_per_s = len(self._ended_at_s) / max(elapsed_s, 0.001)
-        return max(1, min(MAX_RETRY_AFTER_S, math.ceil(self.num_waiting / ends_per_s)))
+        """Whole seconds until the present backlog is gone, at least 1."""
+        return max(1, min(MAX_RETRY_AFTER_S, math.ceil(self.wait_s())))
+
+    def _leave_queue(self, admitted: Admitted) -> None:
+        self.num_waiting -= 1
+        self.waiting_tokens -= admitted.num_prompt_tokens
+        if admitted.fair_key:
+            self.waiting_of_key[admitted.fair_key] -= 1
+            if not self.waiting_of_key[admitted.fair_key]:
+                del self.waiting_of_key[admitted.fair_key]
 
 
 class Admission:
@@ -80,14 +105,14 @@ class Admission:
 
     def __init__(self, *, max_num_seqs: int, max_num_queued_reqs: int, max_num_queued_tokens: int) -> None:
         self.engines: dict[int, EngineLoad] = {}
-        self._max_in_flight = max_num_seqs + max_num_queued_reqs
+        self._max_num_seqs, self._max_num_queued_reqs = max_num_seqs, max_num_queued_reqs
         self._max_waiting_tokens = max_num_queued_tokens
         self._engine_of_prefix: OrderedDict[int, int] = OrderedDict()
         self._engine_of_stream: dict[int, EngineLoad] = {}
 
     def connect(self, index: int, generation: int, running: Iterable[int]) -> None:
         """An engine said hello. What it runs already counts as started; its sizes are unknown to a new broker."""
-        engine = self.engines[index] = EngineLoad(index, generation)
+        engine = self.engines[index] = EngineLoad(index, generation, self._max_num_seqs)
         for stream_id in running:
             engine.admit(stream_id, 0, EXPECTED_OUTPUT_TOKENS)
             engine.start(stream_id)
@@ -103,7 +128,15 @@ class Admission:
         return list(engine.in_flight)
 
     def place(
-        self, stream_id: int, num_prompt_tokens: int, max_tokens: int, prefix_key: int, *, is_bounded: bool = True
+        self,
+        stream_id: int,
+        num_prompt_tokens: int,
+        max_tokens: int,
+        prefix_key: int,
+        *,
+        deadline_s: float = 0.0,
+        fair_key: int = 0,
+        is_bounded: bool = True,
     ) -> EngineLoad | Refusal:
         """Least tokens, unless the engine that holds the prompt's prefix is not much busier.
 
@@ -113,12 +146,12 @@ class Admission:
             return Refusal("no_engine", 2)
         least = min(self.engines.values(), key=lambda engine: engine.load_tokens)
         engine = self._with_prefix_or_none(prefix_key, least) or least
-        refusal = self._refusal_or_none(engine, num_prompt_tokens) if is_bounded else None
+        refusal = self._refusal_or_none(engine, num_prompt_tokens, deadline_s, fair_key) if is_bounded else None
         if refusal is not None and engine is not least:
-            engine, refusal = least, self._refusal_or_none(least, num_prompt_tokens)
+            engine, refusal = least, self._refusal_or_none(least, num_prompt_tokens, deadline_s, fair_key)
         if refusal is not None:
             return refusal
-        engine.admit(stream_id, num_prompt_tokens, max_tokens)
+        engine.admit(stream_id, num_prompt_tokens, max_tokens, fair_key)
         self._engine_of_stream[stream_id] = engine
         self._remember_prefix(prefix_key, engine.index)
         return engine
@@ -150,11 +183,18 @@ class Admission:
             return None
         return engine
 
-    def _refusal_or_none(self, engine: EngineLoad, num_prompt_tokens: int) -> Refusal | None:
-        if len(engine.in_flight) >= self._max_in_flight:
+    def _refusal_or_none(
+        self, engine: EngineLoad, num_prompt_tokens: int, deadline_s: float, fair_key: int
+    ) -> Refusal | None:
+        num_free = self._max_num_seqs + self._max_num_queued_reqs - len(engine.in_flight)
+        if num_free <= 0:
             return Refusal("max_num_queued_reqs", engine.retry_after_s())
+        if fair_key and num_free <= self._max_num_queued_reqs and engine.waiting_of_key.get(fair_key, 0) > num_free:
+            return Refusal("key_share", engine.retry_after_s())
         if engine.waiting_tokens and engine.waiting_tokens + num_prompt_tokens > self._max_waiting_tokens:
             return Refusal("max_num_queued_tokens", engine.retry_after_s())
+        if deadline_s and time.monotonic() + engine.wait_s() > deadline_s:
+            return Refusal("deadline", engine.retry_after_s())
         return None
 
     def _remember_prefix(self, prefix_key: int, index: int) -> None:

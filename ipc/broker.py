@@ -196,6 +196,8 @@ class Broker:
             envelope.num_prompt_tokens,
             envelope.max_tokens,
             envelope.prefix_key,
+            deadline_s=envelope.deadline_s,
+            fair_key=envelope.fair_key,
             is_bounded=is_bounded,
         )
         if isinstance(placed, Refusal):

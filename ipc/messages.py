@@ -17,7 +17,7 @@ from typing import NewType
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 StreamId = NewType("StreamId", int)
 """64 bits: worker slot (16), worker generation (16), number within the generation (32)."""
@@ -71,6 +71,7 @@ class Generate(Struct, frozen=True, array_like=True, tag=1, kw_only=True):
     is_streaming: bool = True  # False: the engine delivers all tokens once, at the end
     priority: int = 0  # lower runs first, as in vLLM
     deadline_s: float | None = None  # CLOCK_MONOTONIC; not started by then: failed without prefill
+    fair_key: int = 0  # requests of a key share the engine fairly with those of other keys; 0: no key
 
 
 class Abort(Struct, frozen=True, array_like=True, tag=2, kw_only=True):
@@ -92,7 +93,7 @@ class Rejected(Struct, frozen=True, array_like=True, tag=4, kw_only=True):
     """The broker refused a Generate: no engine saw it."""
 
     stream_id: int
-    reason: str  # metric label: max_num_queued_reqs, max_num_queued_tokens, no_engine
+    reason: str  # metric label: max_num_queued_reqs, max_num_queued_tokens, key_share, deadline, no_engine
     retry_after_s: int
 
 
@@ -167,11 +168,11 @@ class Kind(IntEnum):
     ENGINE_READY = 10
 
 
-_ENVELOPE = struct.Struct("<BBHiIIQQd")
+_ENVELOPE = struct.Struct("<BBHiIIQQdI")
 
 
 class Envelope(Struct, frozen=True):
-    """What stands in front of every body, for routing: 40 bytes, little endian.
+    """What stands in front of every body, for routing: 44 bytes, little endian.
 
     offset  size  field              meaning
          0     1  kind               Kind
@@ -183,6 +184,7 @@ class Envelope(Struct, frozen=True):
         16     8  stream_id
         24     8  prefix_key         equal for prompts that share their first blocks; 0: no affinity
         32     8  deadline_s         CLOCK_MONOTONIC, 0.0: none
+        40     4  fair_key           whose share of the queue it takes, 0: nobody's
     """
 
     kind: int
@@ -192,12 +194,13 @@ class Envelope(Struct, frozen=True):
     prefix_key: int = 0
     priority: int = 0
     deadline_s: float = 0.0
+    fair_key: int = 0
     engine: int = 0xFFFF
 
     def pack(self) -> bytes:
         return _ENVELOPE.pack(
             self.kind, PROTOCOL_VERSION, self.engine, self.priority, self.num_prompt_tokens, self.max_tokens,
-            self.stream_id, self.prefix_key, self.deadline_s,
+            self.stream_id, self.prefix_key, self.deadline_s, self.fair_key,
         )  # fmt: skip
 
     @classmethod
@@ -205,9 +208,9 @@ class Envelope(Struct, frozen=True):
         """Raises ValueError on another size or protocol version."""
         if len(frame) != _ENVELOPE.size:
             raise ValueError(f"envelope of {len(frame)} bytes, expected {_ENVELOPE.size}")
-        kind, version, engine, priority, num_prompt, max_tokens, stream_id, prefix_key, deadline_s = _ENVELOPE.unpack(
-            frame
+        kind, version, engine, priority, num_prompt, max_tokens, stream_id, prefix_key, deadline_s, fair_key = (
+            _ENVELOPE.unpack(frame)
         )
         if version != PROTOCOL_VERSION:
             raise ValueError(f"envelope of protocol version {version}, this process speaks {PROTOCOL_VERSION}")
-        return cls(kind, stream_id, num_prompt, max_tokens, prefix_key, priority, deadline_s, engine)
+        return cls(kind, stream_id, num_prompt, max_tokens, prefix_key, priority, deadline_s, fair_key, engine)

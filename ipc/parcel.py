@@ -6,8 +6,8 @@ however many requests it is: ZMQ's price is per message and frame, not per byte.
     offset  size          field
          0     4          body size
          4     4          prompt size
-         8    40          ipc.messages.Envelope
-        48  body size     MessagePack (ipc.codec)
+         8    44          ipc.messages.Envelope
+        52  body size     MessagePack (ipc.codec)
          …  prompt size   token ids as u32, behind a Generate only
 """
 
@@ -18,7 +18,7 @@ from ipc.codec import encode
 from ipc.messages import Envelope, Message
 
 _SIZES = struct.Struct("<II")
-_BODY_AT = 48
+_BODY_AT = 52
 
 
 def pack(envelope: Envelope, message: Message, prompt: bytes = b"") -> bytes:

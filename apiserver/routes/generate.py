@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from apiserver import generation
@@ -63,6 +64,8 @@ async def answer(
 ) -> None:
     """Generate and answer, as a stream of events or as one body. Raises ApiError while a status can be sent."""
     log: dict[str, Any] = scope["state"]["log"]
+    if fair_key := scope["state"].get("fair_key"):
+        request = structs.replace(request, fair_key=fair_key)
     texts = [_text_stream(request, services) for _ in range(request.num_choices)]
     client, metrics = services.client, services.metrics
     if request.is_stream:

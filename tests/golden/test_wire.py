@@ -42,6 +42,7 @@ GENERATE = Generate(
     is_streaming=False,
     priority=-1,
     deadline_s=12.5,
+    fair_key=9,
 )
 
 MESSAGES: list[tuple[Message, list[Any]]] = [
@@ -50,19 +51,27 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
         [
             1, STREAM, "req-1",
             [7, 0, 0.5, 1.0, 0, 0.0, 0.0, 0.0, 1.0, 42, [2], False, [[5, -1.5]]],
-            b"\x01" * 16, False, -1, 12.5,
+            b"\x01" * 16, False, -1, 12.5, 9,
         ],
     ),
     (Abort(stream_id=STREAM), [2, STREAM, False]),
     (Announce(slot=2, generation=3, stream_ids=(STREAM,)), [3, 2, 3, [STREAM]]),
     (Rejected(stream_id=STREAM, reason="no_engine", retry_after_s=2), [4, STREAM, "no_engine", 2]),
     (EngineLost(engine=1, stream_ids=(STREAM,)), [5, 1, [STREAM]]),
-    (EngineHello(engine=1, generation=2, protocol_version=1), [6, 1, 2, 1, []]),
+    (EngineHello(engine=1, generation=2, protocol_version=2), [6, 1, 2, 2, []]),
     (Progress(engine=1, generation=2, started=(STREAM,), ended=(5,)), [7, 1, 2, [STREAM], [5]]),
     (AbortWorker(slot=2, generation=4), [8, 2, 4]),
     (
-        Resume(stream_id=STREAM + 1, request=Generate(stream_id=STREAM, request_id="r", sampling=GREEDY), num_output_tokens=3),
-        [9, STREAM + 1, [1, STREAM, "r", [7, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, None, [], False, []], b"", True, 0, None], 3],
+        Resume(
+            stream_id=STREAM + 1,
+            request=Generate(stream_id=STREAM, request_id="r", sampling=GREEDY),
+            num_output_tokens=3,
+        ),
+        [
+            9, STREAM + 1,
+            [1, STREAM, "r", [7, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, None, [], False, []], b"", True, 0, None, 0],
+            3,
+        ],
     ),
     (EngineReady(engine=1), [10, 1]),
 ]  # fmt: skip
@@ -91,12 +100,12 @@ def test_kinds_are_the_tags() -> None:
 
 
 def test_envelope_bytes() -> None:
-    envelope = Envelope(Kind.GENERATE, STREAM, 100, 7, 0x1122334455667788, -1, 12.5)
+    envelope = Envelope(Kind.GENERATE, STREAM, 100, 7, 0x1122334455667788, -1, 12.5, 9)
 
     packed = envelope.pack()
 
     assert packed.hex() == (
-        "0101ffff" "ffffffff" "64000000" "07000000" "0d0c0b0a03000200" "8877665544332211" "0000000000002940"
+        "0102ffff" "ffffffff" "64000000" "07000000" "0d0c0b0a03000200" "8877665544332211" "0000000000002940" "09000000"
     )  # fmt: skip
     assert Envelope.unpack(packed) == envelope
 
@@ -106,7 +115,7 @@ def test_envelope_of_another_protocol_or_size_is_refused() -> None:
 
     with pytest.raises(ValueError, match="protocol version 9"):
         Envelope.unpack(packed[:1] + b"\x09" + packed[2:])
-    with pytest.raises(ValueError, match="39 bytes"):
+    with pytest.raises(ValueError, match="43 bytes"):
         Envelope.unpack(packed[:-1])
 
 

@@ -95,8 +95,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         budget=st.integers(6, 40),
         runs_ahead=st.booleans(),
+        ageing_s=st.sampled_from([0.0, 2.0]),
     )
-    def start(self, num_blocks: int, max_num_seqs: int, budget: int, runs_ahead: bool) -> None:
+    def start(self, num_blocks: int, max_num_seqs: int, budget: int, runs_ahead: bool, ageing_s: float) -> None:
         self.runs_ahead = runs_ahead
         self.flight: tuple[StepPlan, StepResult] | None = None
         self.capacity = num_blocks * BLOCK_SIZE
@@ -104,7 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.state = BatchState(
             max_num_seqs=max_num_seqs, max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE, eos_token_ids=(STOP_ID,)
         )
-        self.scheduler = Scheduler(self.state, num_blocks, budget)
+        self.scheduler = Scheduler(self.state, num_blocks, budget, ageing_s)
         self.runner = FakeRunner(self.state, num_blocks)
         self.live: dict[int, Sequence] = {}
         self.prompts: dict[int, list[int]] = {}
@@ -124,6 +125,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         is_streaming=st.booleans(),
         priority=st.integers(-1, 1),
+        fair_key=st.integers(0, 2),
         slot=st.integers(0, 1),
         lifetime_s=st.none() | st.integers(0, 5),
         is_cacheable=st.booleans(),
@@ -136,6 +138,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         ignore_eos: bool,
         is_streaming: bool,
         priority: int,
+        fair_key: int,
         slot: int,
         lifetime_s: int | None,
         is_cacheable: bool,
@@ -157,6 +160,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             is_cacheable=is_cacheable and bool(links),
             is_streaming=is_streaming,
             priority=priority,
+            fair_key=fair_key,
             deadline_s=None if lifetime_s is None else self.now_ns / 1e9 + lifetime_s,
         )
         self.live[stream_id] = sequence

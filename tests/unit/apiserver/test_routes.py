@@ -450,3 +450,24 @@ def test_models_are_listed_under_every_served_name(rig: WorkerRig) -> None:
     assert [card["id"] for card in listed["data"]] == ["tiny", "alias"]
     assert {card["max_model_len"] for card in listed["data"]} == {MAX_MODEL_LEN}
     assert rig.get("/v1/models/alias").json() == listed["data"][1]
+
+
+def test_with_several_keys_a_request_says_whose_it_is(folder: Path) -> None:
+    rig = WorkerRig(folder, server=ServerSettings(api_key=("one", "two")))
+
+    response = rig.post(
+        "/v1/completions", {"prompt": "hi", "max_tokens": 2}, headers={"authorization": "Bearer two"}
+    )  # fmt: skip
+
+    assert response.status_code == 200
+    assert [request.fair_key for request in rig.engine.requests] == [2]
+
+
+def test_a_key_past_its_share_is_told_429_and_when_to_come_back(folder: Path) -> None:
+    def refuse(message: Generate, _prompt: list[int]) -> Rejected:
+        return Rejected(stream_id=message.stream_id, reason="key_share", retry_after_s=7)
+
+    response = WorkerRig(folder, refuse).complete()
+
+    assert (response.status_code, response.headers["retry-after"]) == (429, "7")
+    assert (error_of(response)["type"], error_of(response)["code"]) == ("rate_limit_error", "key_share")

@@ -1,5 +1,9 @@
 """Admission and placement: bounds, affinity, and books that balance."""
 
+import time
+
+import pytest
+
 from ipc.admission import AFFINITY_SLACK_TOKENS, Admission, EngineLoad, Refusal
 from ipc.messages import make_stream_id
 
@@ -115,3 +119,72 @@ def test_a_new_broker_counts_what_engines_run_already() -> None:
     assert isinstance(admission.place(2, 1, 1, 0), Refusal)
     admission.end(make_stream_id(0, 1, 1))
     assert isinstance(admission.place(2, 1, 1, 0), EngineLoad)
+
+
+def test_a_deadline_that_the_backlog_leaves_no_time_for_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    admission = make_admission(seqs=2, queued_reqs=100)
+    admission.place(0, 10, 10, 0)
+    admission.start(0)
+    now_s += 10.0
+    admission.end(0)  # a run takes 10 s
+    for stream_id in range(1, 6):
+        admission.place(stream_id, 10, 10, 0)
+
+    assert admission.place(6, 10, 10, 0, deadline_s=now_s + 19.9) == Refusal("deadline", 20)
+    assert isinstance(admission.place(7, 10, 10, 0, deadline_s=now_s + 20.1), EngineLoad)
+    assert isinstance(admission.place(8, 10, 10, 0), EngineLoad), "without deadline it may wait"
+
+
+def test_with_a_free_place_every_deadline_that_is_not_past_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    admission = make_admission(seqs=2, queued_reqs=100)
+    admission.place(0, 10, 10, 0)
+    admission.start(0)
+    now_s += 1000.0
+    admission.end(0)
+
+    assert isinstance(admission.place(1, 10, 10, 0, deadline_s=now_s + 0.1), EngineLoad)
+    assert admission.place(2, 10, 10, 0, deadline_s=now_s - 0.1) == Refusal("deadline", 1)
+
+
+def test_retry_after_is_the_backlog_at_the_pace_of_the_last_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    admission = make_admission(seqs=2, queued_reqs=4)
+    admission.place(0, 10, 10, 0)
+    admission.start(0)
+    now_s += 3.0
+    admission.end(0)
+    for stream_id in range(1, 7):
+        admission.place(stream_id, 10, 10, 0)
+
+    assert admission.place(9, 10, 10, 0) == Refusal("max_num_queued_reqs", 8), "5 too many for 2 places of 3 s: 7.5 s"
+
+
+def test_a_queue_that_one_key_fills_has_room_for_the_others() -> None:
+    admission = make_admission(seqs=2, queued_reqs=12, queued_tokens=10**6)
+
+    greedy = [admission.place(stream_id, 1, 1, 0, fair_key=1) for stream_id in range(30)]
+    modest = [admission.place(stream_id, 1, 1, 0, fair_key=2) for stream_id in range(100, 103)]
+
+    refused = [place for place in greedy if isinstance(place, Refusal)]
+    assert {refusal.reason for refusal in refused} == {"key_share"}
+    assert 7 <= 30 - len(refused) < 12
+    assert all(isinstance(place, EngineLoad) for place in modest)
+
+
+def test_the_books_of_a_key_balance() -> None:
+    admission = make_admission(seqs=100)
+    for stream_id in range(3):
+        admission.place(stream_id, 10, 10, 0, fair_key=7)
+
+    admission.start(0)
+    admission.end(0)
+    admission.end(1)
+    assert admission.engines[0].waiting_of_key == {7: 1}
+    admission.end(2)
+
+    assert admission.engines[0].waiting_of_key == {}

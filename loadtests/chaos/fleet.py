@@ -1,0 +1,45 @@
+"""A fleet with the sim engine, for the drivers: started on entering, ended on leaving, with its log kept."""
+
+import sys
+from pathlib import Path
+
+from loadtests.peers.server import Server, free_port
+from loadtests.processes import descendants, title
+
+
+class SimFleet:
+    """`flags` are those of `tokenfleet serve`."""
+
+    def __init__(self, log_path: Path, *flags: str, workers: int = 2) -> None:
+        self.port, self.ops_port = free_port(), free_port()
+        self.log_path = log_path
+        self._command = [
+            sys.executable, "-m", "ops", "serve", "--engine", "sim", "--workers", str(workers),
+            "--port", str(self.port), "--ops-port", str(self.ops_port), *flags,
+        ]  # fmt: skip
+
+    def __enter__(self) -> "SimFleet":
+        self._server = Server("tokenfleet", self._command, self.port, self.log_path, {})
+        self._server.wait_ready(90.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop()
+
+    @property
+    def supervisor_pid(self) -> int:
+        return self._server.pids[0]
+
+    @property
+    def all_pids(self) -> list[int]:
+        return self._server.pids
+
+    def pids(self, role: str) -> list[int]:
+        """By title: "worker", "worker 1", "engine", "broker"."""
+        found = []
+        for pid in descendants(self.supervisor_pid):
+            try:
+                found.append((title(pid), pid))
+            except OSError:
+                continue  # gone meanwhile
+        return [pid for name, pid in sorted(found) if name.startswith(f"tokenfleet: {role}")]
