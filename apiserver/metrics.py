@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from apiserver.slow_requests import SlowRequests
 from apiserver.tokenizer import CacheStats
 from ipc.metrics_page import Counter, Histogram, Instrument, MetricsWriter, Summary, Tally
 
@@ -130,6 +131,7 @@ class WorkerMetrics:
     """Handles, looked up once. Latencies are recorded per choice, tokens and requests as vLLM counts them."""
 
     def __init__(self, view: memoryview, model_name: str, max_model_len: int, *, worker: int = 0) -> None:
+        self.slow = SlowRequests(view)
         self._writer = writer = MetricsWriter(view, instruments(model_name, max_model_len, worker))
         self.ttft = writer.histogram("vllm:time_to_first_token_seconds")
         self.itl = RunHistogram(writer.histogram("vllm:inter_token_latency_seconds"))
@@ -194,6 +196,7 @@ class WorkerMetrics:
     def on_beat(self, num_connections: int, num_streams: int, oldest_age_s: float, cache: CacheStats | None) -> None:
         """What need not be counted as it happens: looked at twice a second."""
         self.itl.flush()
+        self.slow.flush()
         self._open_connections.set(num_connections)
         self._open_streams.set(num_streams)
         self._oldest_stream_age.set(oldest_age_s)

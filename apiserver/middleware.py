@@ -43,7 +43,7 @@ class RequestMiddleware:
         request_id = _request_id(scope)
         id_header = (b"x-request-id", request_id.encode())
         log: dict[str, Any] = {}
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "log": log}
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "started_s": started_s, "log": log}
         status = response_bytes = 0
 
         async def send_with_id(message: Message) -> None:
@@ -100,16 +100,20 @@ class RequestMiddleware:
             request_bytes = _declared_bytes(scope["headers"])
             self._metrics.on_http(scope["method"], handler, status, duration_s, request_bytes, response_bytes)
         level = logging.DEBUG if path in QUIET else logging.INFO
-        if logger.isEnabledFor(level):
-            fields = {
-                "request_id": request_id,
-                "method": scope["method"],
-                "path": path,
-                "status": status,
-                "duration_ms": round(duration_s * 1e3, 1),
-                **log,
-            }
-            logger.log(level, "request", extra=fields)
+        is_slow = duration_s > self._metrics.slow.floor_s and "finish" in log  # the first of a minute are slow, too
+        if not is_slow and not logger.isEnabledFor(level):
+            return
+        fields = {
+            "request_id": request_id,
+            "method": scope["method"],
+            "path": path,
+            "status": status,
+            "duration_ms": round(duration_s * 1e3, 1),
+            **log,
+        }
+        if is_slow:
+            self._metrics.slow.offer(duration_s, fields)
+        logger.log(level, "request", extra=fields)
 
 
 def _digest(key: bytes) -> bytes:

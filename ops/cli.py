@@ -1,10 +1,11 @@
-"""The command line: `tokenfleet serve [MODEL]`, `check`, `wiretap`. Faults are one line each on standard error."""
+"""The command line: `tokenfleet serve [MODEL]`, `check`, `wiretap`, `top`. Faults are one line each on standard error."""
 # ruff: noqa: E402  what is refused must be refused before it is imported
 
 from ops.own_packages import refuse_shadowed_packages
 
 refuse_shadowed_packages()
 
+import argparse
 import asyncio
 import os
 import sys
@@ -34,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
         if arguments.command == "role":
             return roles.run(arguments.role, arguments.plan_fd)
         refuse_extras(arguments.parser, extras)
-        command = {"serve": _serve, "check": _check, "wiretap": _wiretap}[arguments.command]
+        command = {"serve": _serve, "check": _check, "wiretap": _wiretap, "top": _top}[arguments.command]
         return command(arguments)
     except ConfigError as error:
         return _fail(*error.lines, code=exit_codes.MISUSED)
@@ -68,6 +69,13 @@ def _parser() -> FlagParser:
     wiretap = commands.add_parser("wiretap", help="print the messages and ring records of a running fleet")
     wiretap.add_argument("--pid", type=int, help="supervisor of the fleet; needed when several run")
     wiretap.set_defaults(parser=wiretap)
+    top = commands.add_parser("top", help="watch a running fleet: workers, engines, slowest requests")
+    top.add_argument("--url", help="its ops port; needed for another host, or when several fleets run here")
+    top.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks")
+    top.add_argument("--once", action="store_true", help="print one screen and end")
+    top.add_argument("--json", action="store_true", help="with --once: as JSON")
+    top.add_argument("--svg", type=Path, metavar="FILE", help="write one screen as a picture and end")
+    top.set_defaults(parser=top)
     role = commands.add_parser("role")
     role.add_argument("role", choices=roles.ROLES)
     role.add_argument("--plan-fd", type=int, required=True)
@@ -153,3 +161,15 @@ def _wiretap(arguments: object) -> int:
 
     code: int = wiretap.run(getattr(arguments, "pid", None))
     return code
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from ops import top
+
+    return top.run(
+        arguments.url,
+        interval_s=arguments.interval,
+        is_once=arguments.once,
+        is_json=arguments.json,
+        svg=arguments.svg,
+    )

@@ -4,6 +4,7 @@
 /readyz    a request sent now would be served
 /startupz  the fleet has been ready once; until then, how far it is
 /metrics   all processes, Prometheus text format 0.0.4
+/fleet     every process by itself, as JSON: what `tokenfleet top` shows
 """
 
 from typing import Any
@@ -15,15 +16,22 @@ from starlette.types import Receive, Scope, Send
 from apiserver.quiet_server import QuietServer
 from ipc.exposition import CONTENT_TYPE, Exposition
 from ipc.fleet_page import FleetPage, State
+from ops.fleet_view import FleetView
 
 
 class OpsPort:
     """An ASGI application."""
 
     def __init__(
-        self, page: FleetPage, exposition: Exposition, *, heartbeat_timeout_s: float, engine_step_timeout_s: float
+        self,
+        page: FleetPage,
+        exposition: Exposition,
+        view: FleetView,
+        *,
+        heartbeat_timeout_s: float,
+        engine_step_timeout_s: float,
     ) -> None:
-        self._page, self._exposition, self._timeout_s = page, exposition, heartbeat_timeout_s
+        self._page, self._exposition, self._view, self._timeout_s = page, exposition, view, heartbeat_timeout_s
         self._step_timeout_s = engine_step_timeout_s
         self.has_started = False  # the supervisor sets it when the fleet is ready for the first time
 
@@ -35,6 +43,8 @@ class OpsPort:
             await _answer(send, 405, {"error": f"{scope['method']} is not allowed"})
         elif path == "/metrics":
             await _send(send, 200, self._exposition.text(), CONTENT_TYPE)
+        elif path == "/fleet":
+            await _send(send, 200, msgspec.json.encode(self._view.snapshot()), "application/json")
         elif path in ("/livez", "/readyz", "/startupz"):
             faults = {"/livez": self._silent, "/readyz": self._unready, "/startupz": self._unstarted}[path]()
             status = "failing" if faults else "ok"

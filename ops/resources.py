@@ -122,7 +122,9 @@ class Resources:
 
     def _manifest(self) -> Manifest:
         rings = ((e, s, ring.fd) for e, rings in enumerate(self._rings) for s, ring in enumerate(rings))
-        return Manifest(os.getpid(), self._folder.endpoint("tap"), tuple(RingEntry(*entry) for entry in rings))
+        return Manifest(
+            os.getpid(), self._folder.endpoint("tap"), tuple(RingEntry(*entry) for entry in rings), self.ops_url
+        )
 
 
 def raise_open_files_limit() -> None:

@@ -26,11 +26,12 @@ class RingEntry(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """What an observer of this fleet needs (`tokenfleet wiretap`)."""
+    """What an observer of this fleet needs (`tokenfleet wiretap`, `top`, `bundle`)."""
 
     supervisor_pid: int
     tap_endpoint: str
     rings: tuple[RingEntry, ...]
+    ops_url: str = ""  # `tokenfleet top`
 
 
 class RunFolder:

@@ -25,6 +25,7 @@ from ipc.fleet_page import Cell, State
 from ops import exit_codes, ready_line, roles
 from ops.children import Child, reap_strangers, wait_for_exit
 from ops.fleet_metrics import FleetMetrics
+from ops.fleet_view import FleetView
 from ops.ops_port import OpsPort, OpsServer
 from ops.plan import BrokerPlan, EnginePlan, PreparePlan, ZygotePlan
 from ops.process_control import adopt_orphans
@@ -57,6 +58,7 @@ class Supervisor:
         self._port = OpsPort(
             page,
             exposition,
+            FleetView(page, resources.metrics_views),
             heartbeat_timeout_s=settings.ops.heartbeat_timeout_s,
             engine_step_timeout_s=settings.ops.engine_step_timeout_s,
         )

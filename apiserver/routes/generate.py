@@ -17,6 +17,7 @@ from apiserver.schema.requests import SamplingFields
 from apiserver.schema.validate import request_id_or_none
 from apiserver.services import Services
 from apiserver.text_stream import TextStream
+from ipc.record import Finish
 
 DEADLINE_HEADER = b"x-request-deadline-ms"
 
@@ -63,8 +64,9 @@ async def answer(
     body: Body,
 ) -> None:
     """Generate and answer, as a stream of events or as one body. Raises ApiError while a status can be sent."""
-    log: dict[str, Any] = scope["state"]["log"]
-    if fair_key := scope["state"].get("fair_key"):
+    state = scope["state"]
+    log: dict[str, Any] = state["log"]
+    if fair_key := state.get("fair_key"):
         request = structs.replace(request, fair_key=fair_key)
     texts = [_text_stream(request, services) for _ in range(request.num_choices)]
     client, metrics = services.client, services.metrics
@@ -76,14 +78,14 @@ async def answer(
             await response.run(scope, receive, send)
         finally:
             usage = response.usage or generation.usage_of(request, response.choices)
-            _log(log, request, response.choices, usage, response.was_disconnected)
+            _log(log, state["started_s"], request, response.choices, usage, response.was_disconnected)
         return
     choices = await collect(request, texts, client, metrics, scope, receive)
     if choices is None:
         log["is_disconnected"] = True
         raise ClientLeft
     usage = generation.usage_of(request, choices)
-    _log(log, request, choices, usage, False)
+    _log(log, state["started_s"], request, choices, usage, False)
     await send_body(send, body(response_id, model, choices, usage))
 
 
@@ -100,9 +102,14 @@ def _text_stream(request: GenerationRequest, services: Services) -> TextStream:
 
 
 def _log(
-    log: dict[str, Any], request: GenerationRequest, choices: Sequence[Choice], usage: Usage, is_disconnected: bool
+    log: dict[str, Any],
+    started_s: float,
+    request: GenerationRequest,
+    choices: Sequence[Choice],
+    usage: Usage,
+    is_disconnected: bool,
 ) -> None:
-    """Counts and times only: never text."""
+    """Counts and times only: never text. The stages are those of the choice that took the engine longest."""
     ttfts_s = [choice.ttft_s for choice in choices if choice.ttft_s is not None]
     log.update(
         is_stream=request.is_stream,
@@ -112,10 +119,20 @@ def _log(
         completion_tokens=usage.completion_tokens,
         finish=",".join(sorted({_ending(choice) for choice in choices})),
     )
+    log["preprocess_ms"] = round((choices[0].submitted_s - started_s) * 1e3, 1)
+    slowest = max((choice.engine_finish for choice in choices if choice.engine_finish), key=_engine_us, default=None)
+    if slowest is not None:
+        log["queue_ms"] = round(slowest.queue_us / 1e3, 1)
+        log["prefill_ms"] = round(slowest.prefill_us / 1e3, 1)
+        log["decode_ms"] = round(slowest.decode_us / 1e3, 1)
     if ttfts_s:
         log["ttft_ms"] = round(min(ttfts_s) * 1e3, 1)
     if is_disconnected:
         log["is_disconnected"] = True
+
+
+def _engine_us(finish: Finish) -> int:
+    return finish.queue_us + finish.prefill_us + finish.decode_us
 
 
 def _ending(choice: Choice) -> str:

@@ -178,7 +178,7 @@ class WorkerRig:
             enable_prefix_caching=True,
         )
         self.engine.client = self.client
-        page = create_metrics_segment("worker").view
+        self.page = page = create_metrics_segment("worker").view
         self.fleet = FleetPage(FleetPage.create_segment(1, 1).view)
         self.services = Services(
             settings=settings,

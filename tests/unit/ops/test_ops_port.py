@@ -6,6 +6,8 @@ import pytest
 
 from ipc.exposition import CONTENT_TYPE, Exposition
 from ipc.fleet_page import Cell, FleetPage, State
+from ipc.metrics_page import create_metrics_segment
+from ops.fleet_view import FleetView
 from ops.ops_port import OpsPort
 
 
@@ -21,8 +23,12 @@ def page() -> FleetPage:
     return page
 
 
+def fleet_view(page: FleetPage) -> FleetView:
+    return FleetView(page, [create_metrics_segment(str(number)).view for number in range(5)])
+
+
 def ask(page: FleetPage, path: str, *, method: str = "GET", has_started: bool = True) -> httpx.Response:
-    port = OpsPort(page, Exposition([]), heartbeat_timeout_s=1.0, engine_step_timeout_s=100.0)
+    port = OpsPort(page, Exposition([]), fleet_view(page), heartbeat_timeout_s=1.0, engine_step_timeout_s=100.0)
     port.has_started = has_started
 
     async def send() -> httpx.Response:
