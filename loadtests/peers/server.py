@@ -43,6 +43,11 @@ class Server:
         return descendants(self._process.pid)
 
     @property
+    def beside(self) -> list[int]:
+        """Processes that the server does not run itself: a mock engine."""
+        return []
+
+    @property
     def front_end_pids(self) -> list[int]:
         """Every process of the server but its engines: those named so in their title."""
         return [pid for pid in self.pids if not any(word in title(pid) for word in ENGINE_TITLES)]

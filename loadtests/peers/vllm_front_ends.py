@@ -34,6 +34,10 @@ class FrontEnd(Server):
         with log_path.with_suffix(".engine.log").open("wb") as log:
             self._engine = subprocess.Popen(engine, stdout=log, stderr=subprocess.STDOUT)
 
+    @property
+    def beside(self) -> list[int]:
+        return [self._engine.pid]
+
     def stop(self) -> None:
         super().stop()
         if self._engine.poll() is None:

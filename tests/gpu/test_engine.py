@@ -11,9 +11,9 @@ from config.settings import EngineSettings
 from ipc.messages import SamplingParams
 from tests.parity.in_process_engine import InProcessEngine
 
-MAX_REGRET = 0.06
-"""How far a chosen token's float32 logit may lie below the largest: the standard deviation of the logits is 0.68, and the
-CPU engine in bf16 comes to 0.033."""
+MAX_REGRET = 0.15
+"""How far a chosen token's float32 logit may lie below the largest. Their standard deviation is 0.68; bf16 came to 0.06 over 48
+tokens and to 0.10 over 320 on an H100, and to 0.03 on a CPU. A wrong key or value costs 1 or more."""
 
 QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 128}
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 64}
