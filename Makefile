@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check bench peers gpu-test gpu-bench clean
+.PHONY: install serve test lint check ops-tools ops-test monitoring bench peers gpu-test gpu-bench clean
 
 install: $(STAMP)
 
@@ -30,6 +30,18 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/mypy tests loadtests
 	$(BIN)/lint-imports
+
+# Prometheus, promtool, Alertmanager, as Debian has them; nothing of them is started but by the tests.
+ops-tools:
+	{ command -v prometheus && command -v promtool && command -v prometheus-alertmanager; } >/dev/null || { \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager; }
+
+ops-test: install ops-tools
+	$(BIN)/python -m pytest -m ops tests/ops
+
+# ops/dashboards and ops/alerts from ops/monitoring, and the pictures of README from a fleet under load.
+monitoring: install
+	$(BIN)/python -m ops.monitoring
 
 # The peers' binaries, about 4 GB under .peers/; then every front end side by side.
 peers:

@@ -27,6 +27,7 @@ HTTP_FINE_S = (
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # others would be labels of clients
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 SHED_REASONS = ("max_num_queued_reqs", "max_num_queued_tokens", "no_engine", "deadline", "overflow", "slow_client")
+FAILURE_REASONS = (*SHED_REASONS[:-1], "engine_lost", "engine_error", "ring_corrupt", "crashed", "too_long")
 CACHE_SOURCES = ("device", "host", "p2p", "disk", "external_unspecified")
 
 
@@ -168,7 +169,9 @@ class WorkerMetrics:
             reason: writer.counter("vllm:request_success", finished_reason=reason) for reason in FINISH_REASONS
         }
         self._shed = {reason: writer.counter("tokenfleet:shed", reason=reason) for reason in SHED_REASONS}
-        self._failures: dict[str, Counter] = {}
+        self._failures = {
+            reason: writer.counter("tokenfleet:stream_failures", reason=reason) for reason in FAILURE_REASONS
+        }
         self._http: dict[tuple[str, str, int], HttpHandles] = {}
         self._http_fine = writer.histogram("http_request_duration_highr_seconds")
         self._open_connections = writer.gauge("tokenfleet:open_connections")

@@ -1,6 +1,7 @@
 """Notes: the last text or nothing, never half of one."""
 
 import threading
+import time
 
 from ipc.metrics_page import create_metrics_segment
 from ipc.notes import MAX_NOTES_BYTES, NotesWriter, read_notes
@@ -41,9 +42,12 @@ def test_no_reader_sees_a_mixture() -> None:
 
     thread = threading.Thread(target=write)
     thread.start()
-    seen = {read_notes(page) for _ in range(3000)}
+    seen = {b""}
+    deadline_s = time.monotonic() + 20
+    while len(seen) <= len(texts) and time.monotonic() < deadline_s:
+        seen.update(read_notes(page) for _ in range(500))
     should_stop.set()
     thread.join()
 
     assert seen <= {b"", *texts}
-    assert len(seen) > 1
+    assert len(seen) > 2

@@ -1,0 +1,252 @@
+"""The alerts, each with the series that make it fire and those that do not: what promtool checks is written beside it.
+
+One source, two files: plain rules for a Prometheus of one's own, a PrometheusRule for the operator. Every alert has a page in
+ops/runbooks/. Texts hold no measured values, so that one incident is one notification.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from ops.monitoring.objectives import ITL, TTFT, Objective
+
+FLEET = "job, instance"  # labels every alert keeps: one fleet is one instance of a job
+OF_TEST = {"job": "tokenfleet", "instance": "a:8001"}
+
+
+class Series(Struct, frozen=True):
+    """`values` in promtool's notation, one sample a minute."""
+
+    name: str
+    values: str
+    labels: dict[str, str] = {}
+
+    @property
+    def text(self) -> str:
+        pairs = ",".join(f'{key}="{value}"' for key, value in {**OF_TEST, **self.labels}.items())
+        return f"{self.name}{{{pairs}}}"
+
+
+class Alert(Struct, frozen=True, kw_only=True):
+    name: str
+    expr: str
+    for_: str
+    severity: Literal["page", "ticket"]
+    summary: str
+    description: str
+    runbook: str
+    fires: tuple[Series, ...]  # firing after `at`
+    quiet: tuple[Series, ...]
+    at: str = "30m"
+    labels: dict[str, str] = {}  # further ones that the firing alert has
+    has_fleet: bool = True  # whether it keeps the labels of FLEET
+
+    def rule(self) -> dict[str, Any]:
+        return {
+            "alert": self.name,
+            "expr": self.expr,
+            "for": self.for_,
+            "labels": {"severity": self.severity},
+            "annotations": self.annotations,
+        }
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        return {
+            "summary": self.summary,
+            "description": self.description,
+            "runbook_url": f"ops/runbooks/{self.runbook}.md",
+        }
+
+    def tests(self) -> Iterator[dict[str, Any]]:
+        """Two of promtool's: one in which it fires, with every label and text, one in which it does not."""
+        fleet = OF_TEST if self.has_fleet else {}
+        firing = {
+            "exp_labels": {**fleet, **self.labels, "severity": self.severity},
+            "exp_annotations": self.annotations,
+        }
+        for series, expected in ((self.fires, [firing]), (self.quiet, [])):
+            yield {
+                "interval": "1m",
+                "input_series": [{"series": one.text, "values": one.values} for one in series],
+                "alert_rule_test": [{"eval_time": self.at, "alertname": self.name, "exp_alerts": expected}],
+            }
+
+
+def _burn(objective: Objective, severity: Literal["page", "ticket"]) -> Alert:
+    """Two windows and a factor each (Google's SRE workbook, chapter 5): the long one says that it matters, the short one
+    that it still goes on."""
+    factor, long, short = (14.4, "1h", "5m") if severity == "page" else (6, "6h", "30m")
+    rates = [f"{objective.burn_rate(window, '', FLEET)} > {factor}" for window in (long, short)]
+    speed = "Fast" if severity == "page" else "Slow"
+    late = {"le": str(float(objective.bound_s)), "model_name": "m"}
+    return Alert(
+        name=f"Tokenfleet{objective.name}BudgetBurns{speed}",
+        expr=f"{rates[0]} and {rates[1]}",
+        for_="2m" if severity == "page" else "15m",
+        severity=severity,
+        summary=f"{objective.name} is over {objective.bound_s:g} s too often",
+        description=f"More than {factor * objective.budget:.0%} of the observations of the last {long} and of the last "
+        f"{short} were over {objective.bound_s:g} s; {objective.budget:.0%} are allowed.",
+        runbook=f"{objective.name.lower()}-budget-burns",
+        fires=(
+            Series(f"{objective.histogram}_bucket", "0+70x480", late),
+            Series(f"{objective.histogram}_count", "0+100x480", {"model_name": "m"}),
+        ),
+        quiet=(
+            Series(f"{objective.histogram}_bucket", "0+999x480", late),
+            Series(f"{objective.histogram}_count", "0+1000x480", {"model_name": "m"}),
+        ),
+        at="90m" if severity == "page" else "7h",
+    )
+
+
+ALERTS = (
+    _burn(TTFT, "page"),
+    _burn(TTFT, "ticket"),
+    _burn(ITL, "page"),
+    _burn(ITL, "ticket"),
+    Alert(
+        name="TokenfleetQueueGrows",
+        expr=f"min by ({FLEET}) (min_over_time(vllm:num_requests_waiting[5m])) > 0 "
+        f"and sum by ({FLEET}) (deriv(vllm:num_requests_waiting[10m])) > 0",
+        for_="5m",
+        severity="ticket",
+        summary="Requests come in faster than they are served",
+        description="For ten minutes there were always requests waiting for a place in the batch, and ever more of them.",
+        runbook="queue-grows",
+        fires=(Series("vllm:num_requests_waiting", "0+5x60"),),
+        quiet=(Series("vllm:num_requests_waiting", "5 0 9 0 3 0 8 0 2 0 5 0 9 0 3 0 8 0 2 0 5 0 9 0 3 0 8 0 2 0 1"),),
+    ),
+    Alert(
+        name="TokenfleetEngineStalled",
+        expr=f"sum by ({FLEET}, engine) (tokenfleet:engine_requests_running) > 0 "
+        f"and sum by ({FLEET}, engine) (rate(tokenfleet:engine_step_seconds_count[2m])) == 0",
+        for_="1m",
+        severity="page",
+        summary="An engine has requests and makes no steps",
+        description="Its batch is not empty and it has finished no step for two minutes. The watchdog replaces it after "
+        "engine_step_timeout_s.",
+        runbook="engine-stalled",
+        fires=(
+            Series("tokenfleet:engine_requests_running", "4x60", {"engine": "1"}),
+            Series("tokenfleet:engine_step_seconds_count", "1000x60", {"engine": "1"}),
+        ),
+        quiet=(
+            Series("tokenfleet:engine_requests_running", "4x60", {"engine": "1"}),
+            Series("tokenfleet:engine_step_seconds_count", "0+10x60", {"engine": "1"}),
+            Series("tokenfleet:engine_requests_running", "0x60", {"engine": "0"}),
+            Series("tokenfleet:engine_step_seconds_count", "1000x60", {"engine": "0"}),
+        ),
+        labels={"engine": "1"},
+    ),
+    Alert(
+        name="TokenfleetCrashLoop",
+        expr=f"sum by ({FLEET}, role) (increase(tokenfleet:restarts_total[10m])) > 3",
+        for_="0m",
+        severity="page",
+        summary="Processes of one role die again and again",
+        description="More than three deaths of the role in ten minutes. The fleet answers each with a new process, ever later.",
+        runbook="crash-loop",
+        fires=(Series("tokenfleet:restarts_total", "0+1x60", {"role": "worker"}),),
+        quiet=(Series("tokenfleet:restarts_total", "0x20 1x40", {"role": "worker"}),),
+        labels={"role": "worker"},
+    ),
+    Alert(
+        name="TokenfleetRoleNotReady",
+        expr=f"sum by ({FLEET}, role) (tokenfleet:processes_ready) == 0",
+        for_="2m",
+        severity="page",
+        summary="No process of a role is ready",
+        description="The fleet cannot serve without it: /readyz has been false for two minutes.",
+        runbook="role-not-ready",
+        fires=(Series("tokenfleet:processes_ready", "0x60", {"role": "engine"}),),
+        quiet=(Series("tokenfleet:processes_ready", "0x1 1x60", {"role": "engine"}),),
+        labels={"role": "engine"},
+    ),
+    Alert(
+        name="TokenfleetRingFull",
+        expr=f"max by ({FLEET}, worker) (tokenfleet:ring_occupancy) > 0.8",
+        for_="1m",
+        severity="ticket",
+        summary="A worker does not read its token ring",
+        description="The ring of this worker was over four fifths full for a minute. Past a bound the engine cuts its streams.",
+        runbook="ring-full",
+        fires=(Series("tokenfleet:ring_occupancy", "0.95x60", {"worker": "3"}),),
+        quiet=(Series("tokenfleet:ring_occupancy", "0.95 0.1x60", {"worker": "3"}),),
+        labels={"worker": "3"},
+    ),
+    Alert(
+        name="TokenfleetKVPressure",
+        expr=f"max by ({FLEET}) (vllm:kv_cache_usage_perc) > 0.95 "
+        f"and sum by ({FLEET}) (rate(vllm:num_preemptions_total[5m])) > 0",
+        for_="5m",
+        severity="ticket",
+        summary="The KV cache is full and requests are computed again",
+        description="Over 95 % of the blocks are in use and running requests give theirs back, which costs their prefill.",
+        runbook="kv-pressure",
+        fires=(
+            Series("vllm:kv_cache_usage_perc", "0.99x60"),
+            Series("vllm:num_preemptions_total", "0+3x60"),
+        ),
+        quiet=(
+            Series("vllm:kv_cache_usage_perc", "0.99x60"),
+            Series("vllm:num_preemptions_total", "7x60"),
+        ),
+    ),
+    Alert(
+        name="TokenfleetSheds",
+        expr=f"sum by ({FLEET}) (rate(tokenfleet:shed_total[5m])) "
+        f"/ sum by ({FLEET}) (rate(http_requests_total[5m])) > 0.05",
+        for_="10m",
+        severity="ticket",
+        summary="More than one request in twenty is refused or cut",
+        description="For ten minutes; tokenfleet:shed_total has the reasons.",
+        runbook="sheds",
+        fires=(
+            Series("tokenfleet:shed_total", "0+10x60", {"reason": "max_num_queued_reqs"}),
+            Series("http_requests_total", "0+100x60", {"status": "2xx"}),
+        ),
+        quiet=(
+            Series("tokenfleet:shed_total", "0+1x60", {"reason": "max_num_queued_reqs"}),
+            Series("http_requests_total", "0+100x60", {"status": "2xx"}),
+        ),
+    ),
+    Alert(
+        name="TokenfleetStreamStuck",
+        expr=f"max by ({FLEET}, worker) (tokenfleet:oldest_stream_age_seconds) > 1800",
+        for_="5m",
+        severity="ticket",
+        summary="A stream has been open for half an hour",
+        description="No answer of this model should take so long: its client may have gone, or its engine forgot it.",
+        runbook="stream-stuck",
+        fires=(Series("tokenfleet:oldest_stream_age_seconds", "0+60x60", {"worker": "0"}),),
+        quiet=(Series("tokenfleet:oldest_stream_age_seconds", "0+20x60", {"worker": "0"}),),
+        labels={"worker": "0"},
+        at="50m",
+    ),
+    Alert(
+        name="TokenfleetScrapeMissing",
+        expr="absent(tokenfleet:processes)",
+        for_="2m",
+        severity="page",
+        summary="No fleet is scraped",
+        description="Prometheus has no metrics of any fleet: none runs, or the scrape configuration does not find it.",
+        runbook="scrape-missing",
+        fires=(Series("up", "0x60"),),
+        quiet=(Series("tokenfleet:processes", "2x60", {"role": "worker"}),),
+        has_fleet=False,
+    ),
+    Alert(
+        name="TokenfleetDrainStuck",
+        expr=f"max by ({FLEET}) (tokenfleet:draining_seconds) > 300",
+        for_="0m",
+        severity="ticket",
+        summary="A fleet that was told to stop has not",
+        description="It has been draining for five minutes; drain_timeout_s is two by default. Kubernetes will kill it.",
+        runbook="drain-stuck",
+        fires=(Series("tokenfleet:draining_seconds", "0+60x60"),),
+        quiet=(Series("tokenfleet:draining_seconds", "0x28 60 120"),),
+    ),
+)
