@@ -110,17 +110,22 @@ class Cell:
     def num_peers(self, value: int) -> None:
         self._words[13] = value
 
+    @property
+    def is_vacant(self) -> bool:
+        """No process is missing here: none was ever started, or the last one was told to leave."""
+        return not self.is_alive and self.state in (State.EMPTY, State.DRAINING)
+
     def is_ready(self, heartbeat_timeout_s: float) -> bool:
         """Alive, READY, and its loop has turned lately."""
         return self.is_alive and self.state == State.READY and self.heartbeat_age_s < heartbeat_timeout_s
 
-    def begin_generation(self, generation: int) -> None:
+    def begin_generation(self, generation: int, *, is_restart: bool = False) -> None:
         """Supervisor, before it spawns: the old process is reaped, the new one has not stored anything yet."""
         for word in range(8, _CELL_WORDS):
             self._words[word] = 0
         self._words[9] = time.monotonic_ns()
         self._words[8] = State.STARTING
-        self._words[3] = max(generation - 1, 0)
+        self._words[3] += is_restart
         self._words[1] = generation
 
     def mark_alive(self, pid: int) -> None:

@@ -56,15 +56,15 @@ class Child:
 
     async def keep(self) -> None:
         """Until stopped, or until it has given up."""
-        generation = 0
+        generation = first = 1 + (self.cell.generation if self.cell is not None else 0)
         while not self._is_stopping:
-            generation += 1
             started_s = time.monotonic()
-            exit = await self._run_once(generation)
+            exit = await self._run_once(generation, is_restart=generation > first)
+            generation += 1
             if self._is_stopping:
                 return
             lived_s = time.monotonic() - started_s
-            self._num_failed_starts = 0 if self._has_started() else self._num_failed_starts + 1
+            self._num_failed_starts = 0 if self.has_started else self._num_failed_starts + 1
             if exit.code == exit_codes.CANNOT_BOOT or self._num_failed_starts == MAX_FAILED_STARTS:
                 self.has_given_up = True
                 return
@@ -96,10 +96,10 @@ class Child:
         if self.pid == pid:
             self.send(signal.SIGKILL)
 
-    async def _run_once(self, generation: int) -> Exit:
+    async def _run_once(self, generation: int, *, is_restart: bool) -> Exit:
         self._killed_on_purpose = self._has_loaded = False
         if self.cell is not None:
-            self.cell.begin_generation(generation)
+            self.cell.begin_generation(generation, is_restart=is_restart)
         self.is_spawning = True
         self.pid = await self._spawn(generation)
         self.is_spawning = False
@@ -115,7 +115,9 @@ class Child:
             logger.error("process died", extra={"child": self.title, "generation": generation, **exit.fields})
         return exit
 
-    def _has_started(self) -> bool:
+    @property
+    def has_started(self) -> bool:
+        """Whether the process that runs, or ran last, has done its start."""
         return self._has_loaded if self.cell is None else self.cell.state > State.STARTING
 
     def _backoff_s(self, lived_s: float) -> float:

@@ -1,4 +1,4 @@
-"""The command line: `tokenfleet serve [MODEL]`, `check`, `wiretap`, `top`. Faults are one line each on standard error."""
+"""The command line: `serve [MODEL]`, `check`, `reload`, `wiretap`, `top`. Faults are one line each on standard error."""
 # ruff: noqa: E402  what is refused must be refused before it is imported
 
 from ops.own_packages import refuse_shadowed_packages
@@ -21,6 +21,7 @@ from engine_core.model_source import ModelSource, find_model
 from ops import exit_codes, logs, roles
 from ops.gpu_defaults import with_gpu_defaults
 from ops.listeners import CannotListen
+from ops.run_folder import WhichFleet, the_fleet
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,11 +36,13 @@ def run(argv: Sequence[str]) -> int:
         if arguments.command == "role":
             return roles.run(arguments.role, arguments.plan_fd)
         refuse_extras(arguments.parser, extras)
-        command = {"serve": _serve, "check": _check, "wiretap": _wiretap, "top": _top}[arguments.command]
+        command = {"serve": _serve, "check": _check, "reload": _reload, "wiretap": _wiretap, "top": _top}[
+            arguments.command
+        ]
         return command(arguments)
     except ConfigError as error:
         return _fail(*error.lines, code=exit_codes.MISUSED)
-    except (ModelFolderError, CannotListen) as error:
+    except (ModelFolderError, CannotListen, WhichFleet) as error:
         return _fail(str(error), code=exit_codes.FAILED)
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
@@ -76,6 +79,9 @@ def _parser() -> FlagParser:
     top.add_argument("--json", action="store_true", help="with --once: as JSON")
     top.add_argument("--svg", type=Path, metavar="FILE", help="write one screen as a picture and end")
     top.set_defaults(parser=top)
+    reload = commands.add_parser("reload", help="read the settings again and replace every worker, losing nothing")
+    reload.add_argument("--pid", type=int, help="supervisor of the fleet; needed when several run")
+    reload.set_defaults(parser=reload)
     role = commands.add_parser("role")
     role.add_argument("role", choices=roles.ROLES)
     role.add_argument("--plan-fd", type=int, required=True)
@@ -125,7 +131,7 @@ def _serve(arguments: object) -> int:
     resources = Resources(settings, _num_workers(configuration))
     try:
         _become_supervisor()
-        supervisor = Supervisor(settings, resources, os.getpid())
+        supervisor = Supervisor(settings, resources, os.getpid(), lambda: _configuration(arguments).settings)
         return asyncio.run(supervisor.run(source, lambda: _checked_model(configuration, source)))
     finally:
         resources.remove()
@@ -153,6 +159,16 @@ def _check(arguments: object) -> int:
     from ops.settings_table import show
 
     show(configuration, source)
+    return exit_codes.OK
+
+
+def _reload(arguments: object) -> int:
+    """As `kill -HUP` of the supervisor. How it went is in the fleet's log."""
+    import signal
+
+    fleet = the_fleet(getattr(arguments, "pid", None))
+    os.kill(fleet.supervisor_pid, signal.SIGHUP)
+    print(f"fleet {fleet.supervisor_pid} reloads")
     return exit_codes.OK
 
 

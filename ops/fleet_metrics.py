@@ -53,12 +53,14 @@ def process_usage(pid: int) -> ProcessUsage | None:
 class RoleMetrics:
     """All processes of one role."""
 
-    def __init__(self, writer: MetricsWriter, role: str, cells: Sequence[Cell], heartbeat_timeout_s: float) -> None:
+    def __init__(
+        self, writer: MetricsWriter, role: str, cells: Sequence[Cell], num_processes: int, heartbeat_timeout_s: float
+    ) -> None:
         self._cells, self._timeout_s = cells, heartbeat_timeout_s
         self._restarts = Tally(writer.counter("tokenfleet:restarts", role=role))
         self._heartbeat_age = writer.gauge("tokenfleet:heartbeat_age_seconds", role=role)
         self._ready = writer.gauge("tokenfleet:processes_ready", role=role)
-        writer.gauge("tokenfleet:processes", role=role).set(len(cells))
+        writer.gauge("tokenfleet:processes", role=role).set(num_processes)
         self.processes = [ProcessMetrics(writer, role, number, cell) for number, cell in enumerate(cells)]
 
     def publish(self) -> None:
@@ -95,13 +97,22 @@ class ProcessMetrics:
 
 class FleetMetrics:
     def __init__(
-        self, view: memoryview, page: FleetPage, rings: Sequence[Sequence[memoryview]], *, heartbeat_timeout_s: float
+        self,
+        view: memoryview,
+        page: FleetPage,
+        rings: Sequence[Sequence[memoryview]],
+        *,
+        num_workers: int,
+        heartbeat_timeout_s: float,
     ) -> None:
-        """`rings[engine][worker]` are the token rings, to be read only."""
+        """`rings[engine][slot]` are the token rings, to be read only; there is one slot more than workers."""
         writer = MetricsWriter(view, INSTRUMENTS)
         self._page, self._rings = page, rings
         roles = {"broker": [page.broker], "engine": page.engines, "worker": page.workers}
-        self._roles = [RoleMetrics(writer, role, cells, heartbeat_timeout_s) for role, cells in roles.items()]
+        self._roles = [
+            RoleMetrics(writer, role, cells, num_workers if role == "worker" else len(cells), heartbeat_timeout_s)
+            for role, cells in roles.items()
+        ]
         self._occupancy = [
             writer.gauge("tokenfleet:ring_occupancy", worker=str(worker)) for worker in range(len(page.workers))
         ]

@@ -83,6 +83,8 @@ class FleetView:
         }
         processes = []
         for role, index, cell, reader in self._processes:
+            if role == "worker" and cell.is_vacant:
+                continue
             values = _values(reader)
             if role == "worker":
                 values["tokenfleet:ring_occupancy"] = occupancy.get(index, 0.0)

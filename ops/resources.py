@@ -25,17 +25,19 @@ class Resources:
         """Raises CannotListen."""
         raise_open_files_limit()
         self._settings = settings
-        self.num_workers, self.num_engines = num_workers, settings.engine.engines
+        self.num_workers = num_workers
+        self.num_slots = num_workers + 1  # one is free for the successor of a worker that is being replaced
+        self.num_engines = settings.engine.engines
         self.ops_listener = ops_socket(settings.ops.ops_host, settings.ops.ops_port)
         self.listeners = serving_sockets(settings.server)
-        self._fleet = FleetPage.create_segment(num_workers, self.num_engines)
+        self._fleet = FleetPage.create_segment(self.num_slots, self.num_engines)
         self.page = FleetPage(self._fleet.view)
-        self._rings = [[self._make_ring(e, s) for s in range(num_workers)] for e in range(self.num_engines)]
-        self._doorbells = [Doorbell.create() for _ in range(num_workers)]
+        self._rings = [[self._make_ring(e, s) for s in range(self.num_slots)] for e in range(self.num_engines)]
+        self._doorbells = [Doorbell.create() for _ in range(self.num_slots)]
         names = [
             "broker",
             *(f"engine-{n}" for n in range(self.num_engines)),
-            *(f"worker-{n}" for n in range(num_workers)),
+            *(f"worker-{n}" for n in range(self.num_slots)),
         ]
         self._metrics = [create_metrics_segment(name) for name in ("supervisor", *names)]
         self._folder = RunFolder()

@@ -66,6 +66,19 @@ def running_fleets() -> list[Manifest]:
     ]
 
 
+class WhichFleet(Exception):
+    """None runs here, or more than one and nobody said which."""
+
+
+def the_fleet(pid: int | None) -> Manifest:
+    """The one of this supervisor, or the only one there is. Raises WhichFleet."""
+    fleets = [fleet for fleet in running_fleets() if pid is None or fleet.supervisor_pid == pid]
+    if len(fleets) == 1:
+        return fleets[0]
+    pids = ", ".join(str(fleet.supervisor_pid) for fleet in fleets)
+    raise WhichFleet(f"several fleets run here, name one with --pid: {pids}" if fleets else "no such fleet runs here")
+
+
 def _folders() -> Iterator[tuple[Path, bool]]:
     """Every run folder of this user, and whether its supervisor lives."""
     for path in _parent().glob(_PREFIX + "*"):

@@ -3,6 +3,7 @@
     prepare  a GGUF that is not converted yet becomes a folder, in a child; probes are answered meanwhile
     start    engines, broker and zygote at once, workers when the zygote has loaded; then the ready line
     run      a dead process is replaced with the next generation; a silent one is aborted first
+    reload   on SIGHUP: settings are read again, a new zygote loads, every worker is replaced by one of it (ops.worker_set)
     drain    readiness false at once; for `pre_stop_s` new requests are still taken; then workers finish what runs, until
              `drain_timeout_s`; then engines, broker and zygote end. A second signal ends everything now.
 
@@ -17,7 +18,9 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable
 
+from config.load import ConfigError
 from config.model_folder import ModelFolder
+from config.reload import reloaded
 from config.settings import Settings
 from engine_core.model_source import ModelSource
 from ipc.exposition import Exposition
@@ -30,6 +33,7 @@ from ops.ops_port import OpsPort, OpsServer
 from ops.plan import BrokerPlan, EnginePlan, PreparePlan, ZygotePlan
 from ops.process_control import adopt_orphans
 from ops.resources import Resources, fds_of
+from ops.worker_set import CannotReplace, WorkerSet
 from ops.zygote_link import ZygoteLink, ZygoteLost
 
 logger = logging.getLogger(__name__)
@@ -37,23 +41,26 @@ logger = logging.getLogger(__name__)
 WATCH_S = 0.5
 STOOD_STILL_S = 1.0  # a watch this late was not the fleet's fault: a frozen container, a suspended machine
 STOP_GRACE_S = 5.0  # engines and broker, after the workers
+REPLACE_TIMEOUT_S = 60.0  # a new zygote has loaded, a new worker serves
 
 
 class Supervisor:
-    def __init__(self, settings: Settings, resources: Resources, supervisor_pid: int) -> None:
+    def __init__(
+        self, settings: Settings, resources: Resources, supervisor_pid: int, reload: Callable[[], Settings]
+    ) -> None:
+        """`reload` reads the settings again; raises ConfigError."""
         self._settings, self._resources, self._pid = settings, resources, supervisor_pid
+        self._read_settings = reload
         self._model: ModelFolder  # known once it is prepared, before the first process that needs it
         page, backoff_s = resources.page, settings.ops.restart_backoff_max_s
         self._link: ZygoteLink | None = None
         self._has_link = asyncio.Event()
-        self._zygote = Child("zygote", None, self._start_zygote, backoff_s)
+        self._zygotes = [Child("zygote", None, self._start_zygote, backoff_s)]  # two while one takes over
         self._broker = Child("broker", page.broker, self._start_broker, backoff_s)
         self._engines = [
             Child(f"engine {n}", cell, self._engine_starter(n), backoff_s) for n, cell in enumerate(page.engines)
         ]
-        self._workers = [
-            Child(f"worker {n}", cell, self._worker_starter(n), backoff_s) for n, cell in enumerate(page.workers)
-        ]
+        self._workers = WorkerSet(page.workers, self._worker_starter, self._keep, backoff_s)
         exposition = Exposition(resources.metrics_views)
         self._port = OpsPort(
             page,
@@ -66,14 +73,19 @@ class Supervisor:
             resources.supervisor_metrics,
             page,
             resources.ring_views,
+            num_workers=resources.num_workers,
             heartbeat_timeout_s=settings.ops.heartbeat_timeout_s,
         )
         self._should_stop = asyncio.Event()
+        self._has_failed = asyncio.Event()  # a process has given up
+        self._keepers: set[asyncio.Task[None]] = set()
+        self._has_started = asyncio.Event()
+        self._should_reload = asyncio.Event()
         self._num_signals = 0
 
     @property
     def _children(self) -> list[Child]:
-        return [self._broker, *self._engines, self._zygote, *self._workers]
+        return [self._broker, *self._engines, *self._zygotes, *self._workers.children]
 
     async def run(self, source: ModelSource, read_model: Callable[[], ModelFolder]) -> int:
         """From the first process to the last; returns the exit code. Raises what `read_model` does."""
@@ -81,6 +93,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._should_reload.set)
         server = OpsServer(self._port)
         serving = asyncio.create_task(server.serve(sockets=[self._resources.ops_listener]))
         try:
@@ -108,27 +121,43 @@ class Supervisor:
         return exit.code == exit_codes.OK and not self._should_stop.is_set()
 
     async def _run_fleet(self) -> int:
-        keepers = [asyncio.create_task(child.keep()) for child in self._children]
+        for child in self._children:
+            self._keep(child)
         watch = asyncio.create_task(self._watch())
         try:
-            return await self._serve(keepers)
+            return await self._serve()
         finally:
             watch.cancel()
-            await self._stop_all(keepers)
+            await self._stop_all()
 
-    async def _serve(self, keepers: list["asyncio.Task[None]"]) -> int:
+    def _keep(self, child: Child) -> None:
+        """In the background, until it is stopped or has given up."""
+        keeper = asyncio.create_task(child.keep())
+        self._keepers.add(keeper)
+        keeper.add_done_callback(lambda task: self._on_kept(task, child))
+
+    def _on_kept(self, keeper: "asyncio.Task[None]", child: Child) -> None:
+        self._keepers.discard(keeper)
+        if keeper.cancelled():
+            return
+        if (error := keeper.exception()) is not None:
+            logger.error("a keeper crashed", exc_info=error, extra={"child": child.title})
+        if error is not None or (child.has_given_up and child in self._children):
+            self._has_failed.set()
+
+    async def _serve(self) -> int:
         """Until told to stop, or until a process has given up."""
         stopping = asyncio.create_task(self._should_stop.wait())
+        failing = asyncio.create_task(self._has_failed.wait())
         ready = asyncio.create_task(self._await_ready())
-        done, _ = await asyncio.wait([stopping, *keepers], return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        if stopping in done:
+        reloading = asyncio.create_task(self._reload_when_told())
+        await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)
+        for task in (stopping, failing, ready, reloading):
+            task.cancel()
+        if self._should_stop.is_set():
             await self._drain()
             return exit_codes.OK if self._num_signals == 1 else exit_codes.INTERRUPTED
-        stopping.cancel()
-        for task in done:
-            task.result()  # raises what ended a keeper
-        failed = next(child for child in self._children if child.has_given_up)
+        failed = next((child for child in self._children if child.has_given_up), self._broker)
         logger.error("fleet stops: a process cannot start", extra={"child": failed.title})
         return exit_codes.FAILED
 
@@ -138,15 +167,16 @@ class Supervisor:
                 progress.update()
                 await asyncio.sleep(0.05)
         self._port.has_started = True
+        self._has_started.set()
         ready_line.show(self._settings, self._model, self._resources)
         logger.info("fleet ready", extra={"url": self._resources.url, "ops_url": self._resources.ops_url})
 
     # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _start_zygote(self, _generation: int) -> int:
-        link = ZygoteLink(on_loaded=self._zygote.mark_loaded)
+        link = ZygoteLink(on_loaded=self._zygotes[-1].mark_loaded)
         fds = {
-            fd for slot in range(self._resources.num_workers) for fd in fds_of(self._resources.worker_handles(slot, 0))
+            fd for slot in range(self._resources.num_slots) for fd in fds_of(self._resources.worker_handles(slot, 0))
         }
         plan = ZygotePlan(
             supervisor_pid=self._pid,
@@ -229,6 +259,45 @@ class Supervisor:
             return ops.engine_start_timeout_s
         return ops.engine_step_timeout_s if child in self._engines else ops.heartbeat_timeout_s
 
+    # ── reloading ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _reload_when_told(self) -> None:
+        """One at a time, none before the fleet has started; what comes meanwhile is one more."""
+        while True:
+            await self._should_reload.wait()
+            await self._has_started.wait()
+            self._should_reload.clear()
+            await self._reload()
+
+    async def _reload(self) -> None:
+        """Whatever goes wrong, the fleet serves on with what it has."""
+        started_s = time.monotonic()
+        try:
+            settings = reloaded(self._settings, self._read_settings())
+            await self._replace_zygote(settings)
+            ops = settings.ops
+            await self._workers.replace_all(start_timeout_s=REPLACE_TIMEOUT_S, drain_timeout_s=ops.drain_timeout_s)
+        except (ConfigError, CannotReplace) as error:
+            logger.error("reload failed", extra={"reason": str(error)})
+            return
+        logger.info("reloaded", extra={"duration_s": round(time.monotonic() - started_s, 3)})
+
+    async def _replace_zygote(self, settings: Settings) -> None:
+        """A new one loads beside the old one, with these settings, and forks from then on. Raises CannotReplace."""
+        old_settings, old_link, [old] = self._settings, self._link, self._zygotes
+        self._settings = settings
+        successor = Child("zygote", None, self._start_zygote, settings.ops.restart_backoff_max_s)
+        self._zygotes.append(successor)
+        self._keep(successor)
+        await self._wait_while(lambda: not successor.has_started and not successor.has_given_up, REPLACE_TIMEOUT_S)
+        loser = old if successor.has_started else successor
+        if loser is successor:
+            self._settings, self._link = old_settings, old_link
+        self._zygotes.remove(loser)
+        loser.stop()
+        if loser is successor:
+            raise CannotReplace("the new zygote has not loaded")
+
     # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _on_signal(self, number: int) -> None:
@@ -244,23 +313,26 @@ class Supervisor:
         ops = self._settings.ops
         await self._wait_while(lambda: self._num_signals == 1, ops.pre_stop_s)
         self._resources.stop_listening()
-        for child in (self._zygote, *self._workers):  # the zygote holds the serving sockets too
+        for child in (*self._zygotes, *self._workers.children):  # the zygote holds the serving sockets too
             child.stop()
-        await self._wait_while(lambda: any(child.pid is not None for child in self._workers), ops.drain_timeout_s + 1)
+        await self._wait_while(
+            lambda: any(child.pid is not None for child in self._workers.children), ops.drain_timeout_s + 1
+        )
 
     async def _wait_while(self, condition: Callable[[], bool], timeout_s: float) -> None:
         deadline_s = time.monotonic() + timeout_s
         while condition() and time.monotonic() < deadline_s:
             await asyncio.sleep(0.02)
 
-    async def _stop_all(self, keepers: list["asyncio.Task[None]"]) -> None:
+    async def _stop_all(self) -> None:
         """Everything that still runs: politely, then not."""
-        for child in (*self._workers, *self._engines, self._broker, self._zygote):
+        for child in (*self._workers.children, *self._engines, self._broker, *self._zygotes):
             child.stop()
         await self._wait_while(lambda: any(child.pid is not None for child in self._children), STOP_GRACE_S)
         for child in self._children:
             child.stop(signal.SIGKILL)
         await self._wait_while(lambda: any(child.pid is not None for child in self._children), STOP_GRACE_S)
+        keepers = list(self._keepers)
         for task in keepers:
             task.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)

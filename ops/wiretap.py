@@ -8,7 +8,6 @@ with the fleet's own codec, so that a fault in the one is seen by the other.
 import mmap
 import os
 import struct
-import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from ipc.messages import Kind, generation_of, number_of, slot_of
 from ipc.record import unpack_record
 from ipc.ring import MAGIC, RECORD_HEADER_BYTES, RING_HEADER_BYTES
 from ops import exit_codes
-from ops.run_folder import Manifest, RingEntry, running_fleets
+from ops.run_folder import Manifest, RingEntry, the_fleet
 
 POLL_MS = 20
 _HEADER = struct.Struct("<IIQII")  # length, generation, position, checksum, kind
@@ -30,17 +29,12 @@ _DATA = 1
 
 
 def run(pid: int | None) -> int:
-    """Print until interrupted or until the fleet is gone."""
-    fleets = [fleet for fleet in running_fleets() if pid is None or fleet.supervisor_pid == pid]
-    if len(fleets) != 1:
-        pids = ", ".join(str(fleet.supervisor_pid) for fleet in fleets)
-        reason = f"several fleets run here, name one with --pid: {pids}" if fleets else "no such fleet runs here"
-        print(f"tokenfleet: {reason}", file=sys.stderr)
-        return exit_codes.FAILED
+    """Print until interrupted or until the fleet is gone. Raises WhichFleet."""
+    fleet = the_fleet(pid)
     with zmq.Context() as context, context.socket(zmq.SUB) as tap:
         tap.setsockopt(zmq.SUBSCRIBE, b"")
-        tap.connect(fleets[0].tap_endpoint)
-        watch(fleets[0], tap)
+        tap.connect(fleet.tap_endpoint)
+        watch(fleet, tap)
     return exit_codes.OK
 
 

@@ -25,7 +25,7 @@ def test_a_new_generation_starts_clean() -> None:
     cell.state, cell.steps, cell.has_work, cell.progress_permille = State.READY, 9, True, 1000
     cell.mark_dead()
 
-    cell.begin_generation(2)
+    cell.begin_generation(2, is_restart=True)
     cell.mark_alive(12)
 
     assert (cell.pid, cell.generation, cell.restarts, cell.is_alive) == (12, 2, 1, True)
@@ -64,3 +64,17 @@ def test_faults_name_everything_that_is_missing_and_nothing_else() -> None:
 def test_page_of_another_layout_is_refused() -> None:
     with pytest.raises(LayoutMismatch):
         FleetPage(memoryview(bytearray(256)))
+
+
+def test_a_place_is_vacant_when_nobody_is_missing() -> None:
+    cell = FleetPage(FleetPage.create_segment(1, 1).view).workers[0]
+    assert cell.is_vacant
+
+    cell.begin_generation(1)
+    cell.mark_alive(12)
+    cell.state = State.READY
+    assert not cell.is_vacant
+    cell.mark_dead()
+    assert not cell.is_vacant, "it died"
+    cell.state = State.DRAINING
+    assert cell.is_vacant

@@ -27,7 +27,7 @@ class Rig:
         for ring in self.rings:
             format_ring(ring, RING_BYTES)
         self._segment = create_metrics_segment("supervisor")
-        self.metrics = FleetMetrics(self._segment.view, self.page, [self.rings], heartbeat_timeout_s=1.0)
+        self.metrics = FleetMetrics(self._segment.view, self.page, [self.rings], num_workers=2, heartbeat_timeout_s=1.0)
 
     def samples(self) -> dict[str, float]:
         self.metrics.publish()
@@ -45,13 +45,13 @@ def rig() -> Rig:
 
 
 def test_deaths_are_counted_by_role_and_silence_is_not_readiness(rig: Rig) -> None:
-    rig.page.workers[0].begin_generation(3)
+    rig.page.workers[0].begin_generation(3, is_restart=True)
     rig.page.workers[0].mark_alive(os.getpid())
     rig.page.engines[0].mark_dead()
 
     samples = rig.samples()
 
-    assert samples["tokenfleet:restarts_total['worker']"] == 2
+    assert samples["tokenfleet:restarts_total['worker']"] == 1
     assert samples["tokenfleet:restarts_total['engine']"] == 0
     assert (samples["tokenfleet:processes['worker']"], samples["tokenfleet:processes_ready['worker']"]) == (2, 1)
     assert (samples["tokenfleet:processes['engine']"], samples["tokenfleet:processes_ready['engine']"]) == (1, 0)
