@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check ops-tools ops-test monitoring bench peers gpu-test gpu-bench clean
+.PHONY: install serve test lint check ops-tools ops-test monitoring bench peers gpu-test gpu-bench chart chart-tools clean
 
 install: $(STAMP)
 
@@ -60,5 +60,14 @@ gpu-bench:
 	$(PYTHON) -m loadtests.gpu.steps
 	$(PYTHON) -m loadtests.gpu.steps --shape llama-3.1-8b
 
+# The Helm chart: lint, every values file rendered, strict schemas of Kubernetes 1.30 to 1.37 and of the CRDs.
+chart: chart-tools
+	$(BIN)/python -m charts.generate --check
+	$(BIN)/python -m pytest tests/chart
+
+chart-tools: install
+	charts/install_tools.sh
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[chart]'
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .tools build *.egg-info

@@ -1,0 +1,253 @@
+"""What the chart's objects say, rendered by the real helm."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.checks import faults_of
+from config.load import load
+from tests.chart.rendering import (
+    MONITORING_API,
+    Object,
+    RenderError,
+    container,
+    environment,
+    kinds,
+    needs_helm,
+    of_kind,
+    pod_spec,
+    render,
+)
+from tests.integration.fleet import Fleet
+
+pytestmark = needs_helm
+
+STOP_S = 11  # what the supervisor takes at most after the drain: ops.supervisor.STOP_GRACE_S twice, and one second
+
+
+@pytest.mark.parametrize("file", [None, "values-cpu.yaml", "values-h100.yaml"])
+def test_the_server_accepts_the_configuration_of_the_pod(file: str | None, tmp_path: Path) -> None:
+    objects = render(file=file)
+    path = tmp_path / "fleet.toml"
+    path.write_text(_config_map(objects)["data"]["fleet.toml"])
+    environ = {name: text for name, text in environment(objects).items() if name != "TOKENFLEET_CONFIG"}
+
+    configuration = load({}, environ, path)
+
+    assert faults_of(configuration) == []
+    assert configuration.settings.ops.pre_stop_s == 15
+    assert (configuration.settings.server.port, configuration.settings.ops.ops_port) == (8000, 8001)
+
+
+def _config_map(objects: list[Object]) -> Object:
+    return next(item for item in objects if item["kind"] == "ConfigMap" and "fleet.toml" in item["data"])
+
+
+def test_numbers_keep_their_kind_on_the_way_into_toml() -> None:
+    config = {
+        "broker": {"max_num_queued_tokens": 4194304},
+        "engine": {"gpu_memory_utilization": 0.92, "enable_prefix_caching": False},
+        "model": {"served_model_name": ['a "quoted" name', "b"]},
+    }
+
+    rendered = tomllib.loads(_config_map(render({"config": config}))["data"]["fleet.toml"])
+
+    assert {group: rendered[group] for group in config} == config
+
+
+def test_three_probes_ask_three_questions_on_the_ops_port() -> None:
+    server = container(render())
+
+    probes = {name: server[f"{name}Probe"] for name in ("startup", "readiness", "liveness")}
+    assert {name: probe["httpGet"]["path"] for name, probe in probes.items()} == {
+        "startup": "/startupz", "readiness": "/readyz", "liveness": "/livez",
+    }  # fmt: skip
+    assert {probe["httpGet"]["port"] for probe in probes.values()} == {"ops"}
+    assert probes["startup"]["failureThreshold"] * probes["startup"]["periodSeconds"] == 900
+    assert all("initialDelaySeconds" not in probe for probe in probes.values())
+
+
+def test_grace_covers_pre_stop_drain_and_the_end() -> None:
+    objects = render({"drain": {"preStopSeconds": 20, "timeoutSeconds": 300, "marginSeconds": 12}})
+
+    assert pod_spec(objects)["terminationGracePeriodSeconds"] == 332
+    assert environment(objects)["TOKENFLEET_PRE_STOP_S"] == "20"
+    assert environment(objects)["TOKENFLEET_DRAIN_TIMEOUT_S"] == "300"
+    with pytest.raises(RenderError, match="minimum"):
+        render({"drain": {"marginSeconds": STOP_S}})
+
+
+def test_pods_are_hardened() -> None:
+    for spec in (pod_spec(render()), of_kind(render(), "Pod")["spec"]):
+        (found,) = spec["containers"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] == 10001
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert found["securityContext"]["readOnlyRootFilesystem"] is True
+        assert found["securityContext"]["allowPrivilegeEscalation"] is False
+        assert found["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert found["resources"]["limits"]
+
+
+def test_keys_come_from_a_secret_and_stand_in_no_object() -> None:
+    objects = render({"apiKeys": {"existingSecret": "keys", "key": "list"}})
+
+    assert environment(objects)["TOKENFLEET_API_KEY"] == "secret:keys/list"
+    assert not any(item["kind"] == "Secret" for item in objects)
+    with pytest.raises(RenderError, match="api_key"):
+        render({"config": {"server": {"api_key": ["secret"]}}})
+
+
+def test_a_change_of_configuration_rolls_the_pods() -> None:
+    def checksum(values: Object) -> str:
+        template = of_kind(render(values), "Deployment")["spec"]["template"]
+        return str(template["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum({}) != checksum({"config": {"engine": {"seed": 1}}})
+
+
+@pytest.mark.parametrize("setting, has_api, is_there", [
+    ("auto", True, True), ("auto", False, False), (True, False, True), (False, True, False),
+])  # fmt: skip
+def test_monitors_follow_the_setting_or_the_cluster(setting: Any, has_api: bool, is_there: bool) -> None:
+    flags = ["--api-versions", MONITORING_API] if has_api else []
+
+    objects = render({"monitoring": {"podMonitor": setting}}, *flags)
+
+    assert ("PodMonitor" in kinds(objects)) == is_there
+
+
+def test_pods_are_scraped_once() -> None:
+    flags = ("--api-versions", MONITORING_API)
+
+    objects = render({"monitoring": {"serviceMonitor": True}}, *flags)
+
+    assert "ServiceMonitor" in kinds(objects) and "PodMonitor" not in kinds(objects)
+    with pytest.raises(RenderError, match="twice"):
+        render({"monitoring": {"serviceMonitor": True, "podMonitor": True}})
+
+
+def test_the_ops_port_is_reached_through_no_service_of_clients() -> None:
+    services = [item for item in render(file="values-h100.yaml") if item["kind"] == "Service"]
+
+    assert [port["targetPort"] for item in services for port in item["spec"]["ports"]] == ["http"]
+
+
+def test_an_autoscaled_deployment_does_not_fight_for_its_replicas() -> None:
+    objects = render(file="values-h100.yaml")
+
+    scaler = of_kind(objects, "ScaledObject")["spec"]
+    assert "replicas" not in of_kind(objects, "Deployment")["spec"]
+    query = scaler["triggers"][0]["metadata"]["query"]
+    pods = 'namespace="ns",pod=~"chat-tokenfleet-.*"'
+    assert query == f"sum(vllm:num_requests_running{{{pods}}} + vllm:num_requests_waiting{{{pods}}})"
+    behavior = scaler["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+    assert behavior["stabilizationWindowSeconds"] == 300
+    assert behavior["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 120}]
+
+
+def test_a_rollout_never_has_fewer_pods_and_evictions_take_one() -> None:
+    objects = render()
+
+    assert of_kind(objects, "Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    budget = of_kind(objects, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"] == of_kind(objects, "Deployment")["spec"]["selector"]
+
+
+def test_the_network_is_open_to_clients_and_scrapes_only() -> None:
+    policy = of_kind(render(), "NetworkPolicy")["spec"]
+
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["egress"] == []
+    assert [rule["ports"][0]["port"] for rule in policy["ingress"]] == ["http", "ops"]
+
+
+def test_the_test_pod_may_pass_a_policy_that_names_its_clients() -> None:
+    objects = render({"networkPolicy": {"clients": [{"podSelector": {"matchLabels": {"app": "web"}}}]}})
+
+    admitted = of_kind(objects, "NetworkPolicy")["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+    assert admitted.items() <= of_kind(objects, "Pod")["metadata"]["labels"].items()
+
+
+def test_a_gpu_is_requested_limited_and_tolerated() -> None:
+    objects = render(file="values-h100.yaml")
+
+    resources = container(objects)["resources"]
+    assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == 1
+    assert pod_spec(objects)["tolerations"][0] == {
+        "key": "nvidia.com/gpu",
+        "operator": "Exists",
+        "effect": "NoSchedule",
+    }
+
+
+def test_a_route_leads_to_the_pool_and_the_pool_to_the_pods() -> None:
+    objects = render(file="values-h100.yaml")
+
+    pool, pods = of_kind(objects, "InferencePool"), of_kind(objects, "Deployment")["spec"]["template"]["metadata"]
+    (backend,) = of_kind(objects, "HTTPRoute")["spec"]["rules"][0]["backendRefs"]
+    assert (backend["kind"], backend["name"]) == ("InferencePool", pool["metadata"]["name"])
+    assert pool["spec"]["selector"]["matchLabels"].items() <= pods["labels"].items()
+    assert pool["spec"]["targetPorts"] == [{"number": 8000}]
+    assert pods["labels"]["llm-d.ai/engine-type"] == "vllm"
+
+
+def test_a_model_on_a_claim_is_mounted_read_only() -> None:
+    objects = render(file="values-h100.yaml")
+
+    mount = next(item for item in container(objects)["volumeMounts"] if item["name"] == "model")
+    assert mount == {"name": "model", "mountPath": "/models", "readOnly": True}
+    assert environment(objects)["TOKENFLEET_MODEL"] == "/models/qwen3-8b"
+
+
+REFUSED: list[tuple[Object, str]] = [
+    ({"wokers": 2}, "additional properties 'wokers' not allowed"),
+    ({"config": {"engine": {"max_num_seq": 2}}}, "additional properties 'max_num_seq' not allowed"),
+    ({"config": {"engine": {"max_num_seqs": 0}}}, "minimum"),
+    ({"config": {"server": {"port": 80}}}, "additional properties 'port' not allowed"),
+    ({"drain": {"terminationGracePeriodSeconds": 149}}, "streams would be cut"),
+    ({"drain": {"preStopSeconds": 3}}, "new requests would meet a closed port"),
+    ({"model": {"source": "claim"}}, "model.claim"),
+    ({"model": {"source": "image"}}, "model.image"),
+    ({"model": {"claim": "models"}}, "have no meaning"),
+    ({"config": {"engine": {"device": "cuda"}}}, "gpu.count is 0"),
+    ({"config": {"engine": {"device": "cpu"}}, "gpu": {"count": 1}}, "would be idle"),
+    ({"config": {"engine": {"max_num_seqs": 65536}}}, "ring_bytes"),
+    ({"resources": {"limits": {"memory": "512Mi"}}}, "before any weights"),
+    ({"config": {"server": {"workers": 64}}}, "before any weights"),
+    ({"config": {"engine": {"kv_cache_memory_bytes": 4294967296}}}, "before any weights"),
+    ({"resources": {"limits": {"memory": "3GB"}}}, "pattern"),
+    ({"probes": {"startup": {"budgetSeconds": 60}}}, "may still load"),
+    ({"rollingUpdate": {"maxSurge": 0}}, "nothing could ever roll"),
+    ({"autoscaling": {"minReplicas": 9}}, "exceeds maxReplicas"),
+    ({"autoscaling": {"kind": "keda"}}, "kedaPrometheusAddress"),
+    ({"autoscaling": {"kind": "hpa", "minReplicas": 0}}, "needs keda"),
+    ({"cache": {"type": "claim"}}, "a second pod on another would hang"),
+    ({"gateway": {"httpRoute": {"enabled": True}}}, "parentRefs"),
+    ({"gateway": {"inferencePool": {"enabled": True}}}, "endpointPicker"),
+]
+
+
+@pytest.mark.parametrize("values, reason", REFUSED, ids=[str(values) for values, _ in REFUSED])
+def test_values_that_cannot_work_do_not_render(values: Object, reason: str) -> None:
+    with pytest.raises(RenderError, match=reason):
+        render(values)
+
+
+def test_the_test_hook_chats_with_a_real_fleet(sim_fleet: Fleet) -> None:
+    assert _run_test_hook(sim_fleet.base_url) == 0
+    assert _run_test_hook(sim_fleet.ops_url) == 1
+
+
+def _run_test_hook(base_url: str) -> int:
+    command = of_kind(render(), "Pod")["spec"]["containers"][0]
+    script = command["args"][0]
+    assert command["command"] == ["python3", "-c"]
+    done = subprocess.run([sys.executable, "-c", script, base_url], capture_output=True, timeout=60, check=False)
+    return done.returncode
