@@ -35,7 +35,7 @@ from ipc.messages import (
     make_stream_id,
     number_of,
 )
-from ipc.record import FINISH_WORDS, HEADER_WORDS, NO_STOP_TOKEN, Failure, FailureCode, Finish, unpack_record
+from ipc.record import FINISH_WORDS, HEADER_WORDS, NO_STOP_TOKEN, Failure, FailureCode, Finish, Scored, unpack_record
 from ipc.ring import RingReader
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ class Sink(Protocol):
 
     tokens: list[int]
     """Token ids not yet flushed; the client appends, the sink takes."""
+    scores: list[Scored]
+    """Of a stream that asked for logprobs: one per token, in order, and one for a stop id, before the token is flushed."""
     stream_id: StreamId | None
     """What `submit` returned; the client changes it when the stream goes on in another engine."""
     submitted_s: float
@@ -309,7 +311,7 @@ class EngineClient:
             if note is not None and num_tokens:
                 note(payload[4 * HEADER_WORDS : 4 * (middle + num_tokens)])
             hand_out(words[HEADER_WORDS:middle], words[middle : middle + num_tokens], touched)
-            if words[1] or words[2] or words[3]:
+            if words[1] or words[2] or words[3] or words[4]:
                 num_made += self._take_rest(payload, words, touched, ended)
         ring.release()
         self._flush(touched)
@@ -354,8 +356,8 @@ class EngineClient:
     ) -> int:
         """The sections behind the tokens; returns the number of tokens in them. Finishes alone, the common case, need
         no second look at the payload."""
-        num_tokens, num_finishes, num_bulks, num_failures = words[:HEADER_WORDS]
-        if not num_bulks and not num_failures:
+        num_tokens, num_finishes, num_bulks, num_failures, num_scored = words[:HEADER_WORDS]
+        if not num_bulks and not num_failures and not num_scored:
             first = HEADER_WORDS + 2 * num_tokens
             starts = range(first, first + num_finishes * FINISH_WORDS, FINISH_WORDS)
             finishes = [Finish(*words[start : start + FINISH_WORDS]) for start in starts]
@@ -369,9 +371,23 @@ class EngineClient:
                 touched.append(sink)
                 if self._journal is not None:
                     self._journal.note(array("I", [number] * len(token_ids) + token_ids).tobytes())
+        for scored in record.scored:
+            self._take_scored(scored, touched)
         ended += record.finishes
         ended += record.failures
-        return sum(len(token_ids) for _, token_ids in record.bulks) + _num_stop_tokens(record.finishes)
+        num_made = sum(len(token_ids) for _, token_ids in record.bulks) + sum(not s.is_stop for s in record.scored)
+        return num_made + _num_stop_tokens(record.finishes)
+
+    def _take_scored(self, scored: Scored, touched: list[Sink]) -> None:
+        sink = self._sinks.get(scored.stream)
+        if sink is None:
+            return
+        sink.scores.append(scored)
+        if not scored.is_stop:
+            sink.tokens.append(scored.token)
+            touched.append(sink)
+            if self._journal is not None:
+                self._journal.note(array("I", (scored.stream, scored.token)).tobytes())
 
     def _end(self, end: Finish | Failure) -> None:
         if isinstance(end, Failure):

@@ -10,7 +10,7 @@ Format: https://html.spec.whatwg.org/multipage/server-sent-events.html, events a
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -22,6 +22,7 @@ from apiserver.http_protocol import ConnectionListener, stream_writer_of
 from apiserver.metrics import WorkerMetrics
 from apiserver.text_stream import TextStream
 from apiserver.token_table import escape
+from ipc.record import Scored
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -31,13 +32,18 @@ HEADERS = [
 DONE = b"data: [DONE]\n\n"
 SHUTDOWN = StreamError("shutdown", "the server is shutting down", retry_after_s=1)
 BYTES_PER_HELD_TOKEN = 36  # a list slot and an int object
+BYTES_PER_HELD_SCORE = 400  # a Scored without alternatives
+BYTES_PER_HELD_ALTERNATIVE = 80
 
 
 class Events(Protocol):
-    """The JSON of one response's events; every method gives whole events, `delta` the two halves around the text."""
+    """The JSON of one response's events; every method gives whole events, `delta` the two halves around the text.
+    `logprobs` is their part of a whole body. Any: JSON."""
 
     def opening(self, index: int) -> bytes: ...
     def delta(self, index: int) -> tuple[bytes, bytes]: ...
+    def scored(self, index: int, text: bytes, scores: list[Scored]) -> bytes: ...
+    def logprobs(self, scores: list[Scored]) -> dict[str, Any]: ...
     def closing(self, index: int, finish_reason: str, stop_reason: str | int | None) -> bytes: ...
     def usage(self, usage: Usage) -> bytes: ...
 
@@ -89,11 +95,19 @@ class StreamedChoice(Choice):
             return
         tokens, self.tokens = self.tokens, []
         self.note_tokens(len(tokens), now_s)
+        num_before = self.text.num_tokens
         piece = self.text.feed_escaped(tokens)
-        if piece:
+        if self.scores:
+            response.write(self._scored_event(piece, self.text.num_tokens - num_before))
+        elif piece:
             response.write(self._prefix + piece + self._suffix)
         if self.text.has_stop_strings and self.finish_reason is None and self._has_stopped():
             response.stop(self)
+
+    def _scored_event(self, piece: bytes, num_tokens: int) -> bytes:
+        """Text and the scores of the tokens that count; those behind a stop string never do."""
+        scores, self.scores = self.scores[:num_tokens], self.scores[num_tokens:]
+        return self._response.events.scored(self.index, piece, scores)
 
     def last_events(self) -> bytes:
         """What is left to say when the engine is done with it."""
@@ -102,7 +116,10 @@ class StreamedChoice(Choice):
             return _error_event(self.error)
         rest = escape(self.text.finish(self.stop_token_id))
         self._has_stopped()
-        text = self._prefix + rest + self._suffix if rest else b""
+        if self.scores and self.text.matched_stop is None:
+            text = self._scored_event(rest, len(self.scores))
+        else:
+            text = self._prefix + rest + self._suffix if rest else b""
         return text + events.closing(self.index, self.finish_reason or "stop", self.stop_reason)
 
     def _has_stopped(self) -> bool:
@@ -134,7 +151,7 @@ class StreamedResponse:
         self.can_write = False  # the headers are sent, and the client reads
         self.write: Callable[[bytes], None] = _refuse_write
         self._request, self._client, self._metrics = request, client, metrics
-        self._max_held_tokens = buffer_bytes // BYTES_PER_HELD_TOKEN // len(texts)  # per choice
+        self._max_held_tokens = buffer_bytes // _held_bytes(request) // len(texts)  # per choice
         loop = asyncio.get_running_loop()
         self._first_output: asyncio.Future[None] = loop.create_future()
         self._done: asyncio.Future[None] = loop.create_future()
@@ -177,9 +194,9 @@ class StreamedResponse:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _begin(self, writer: Writer) -> None:
+        """Headers, opening and what has piled up leave in one write; of a whole response, with the end."""
         if self._is_gone:
             return
-        """Headers, opening and what has piled up leave in one write; of a whole response, with the end."""
         self._writer, self.write = writer, writer.hold
         opening = b"".join([self.events.opening(choice.index) for choice in self.choices])
         if opening:
@@ -342,6 +359,13 @@ class _Collection:
 def _writer_of(scope: Scope, receive: Receive, send: Send) -> Writer:
     writer = stream_writer_of(scope)
     return writer if writer is not None else AsgiWriter(receive, send)
+
+
+def _held_bytes(request: GenerationRequest) -> int:
+    """Of one token that waits for a client to read."""
+    if not request.has_logprobs:
+        return BYTES_PER_HELD_TOKEN
+    return BYTES_PER_HELD_TOKEN + BYTES_PER_HELD_SCORE + request.sampling.num_logprobs * BYTES_PER_HELD_ALTERNATIVE
 
 
 def _error_event(error: StreamError) -> bytes:

@@ -6,6 +6,7 @@ A choice counts its tokens, turns them into text and measures its latencies. Wha
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from msgspec import Struct
 
@@ -13,8 +14,8 @@ from apiserver.engine_client import EngineClient, StreamError
 from apiserver.errors import ApiError, GenerationFailed, InvalidRequest, Overloaded, QuotaExceeded
 from apiserver.metrics import WorkerMetrics
 from apiserver.text_stream import TextStream
-from ipc.messages import SamplingParams, StreamId
-from ipc.record import NO_STOP_TOKEN, Finish, FinishCode
+from ipc.messages import NO_LOGPROBS, SamplingParams, StreamId
+from ipc.record import NO_STOP_TOKEN, Finish, FinishCode, Scored
 
 
 class Prompt(Struct, frozen=True):
@@ -48,6 +49,10 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     def num_choices(self) -> int:
         return len(self.prompts) * self.n
 
+    @property
+    def has_logprobs(self) -> bool:
+        return self.sampling.num_logprobs != NO_LOGPROBS
+
     def sampling_of(self, prompt: int, choice: int) -> SamplingParams:
         """A seed gives each choice of a prompt its own, as in vLLM."""
         seed = self.sampling.seed
@@ -76,7 +81,7 @@ class Choice:
 
     __slots__ = (
         "_first_token_s", "_last_token_s", "_metrics", "_on_end", "engine_finish", "error",
-        "finish_reason", "index", "stop_reason", "stream_id", "submitted_s", "text", "tokens",
+        "finish_reason", "index", "scores", "stop_reason", "stream_id", "submitted_s", "text", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +89,7 @@ class Choice:
     ) -> None:
         self.index, self.text = index, text
         self.tokens: list[int] = []
+        self.scores: list[Scored] = []
         self.stream_id: StreamId | None = None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
@@ -182,7 +188,7 @@ class Choice:
 class CollectedChoice(Choice):
     """Keeps its text for one body. Without stop strings the engine delivers all tokens at once, with the finish."""
 
-    __slots__ = ("_parts", "_stop")
+    __slots__ = ("_parts", "_stop", "logprobs")
 
     def __init__(
         self,
@@ -195,6 +201,12 @@ class CollectedChoice(Choice):
         super().__init__(index, text, metrics, on_end)
         self._stop = stop
         self._parts: list[str] = []
+        self.logprobs: dict[str, Any] | None = None  # Any: JSON, in the form of its route
+
+    @property
+    def kept_scores(self) -> list[Scored]:
+        """Of the tokens that count: none behind a stop string."""
+        return self.scores if self.text.matched_stop is None else self.scores[: self.text.num_tokens]
 
     @property
     def content(self) -> str:
@@ -234,8 +246,8 @@ def submit(request: GenerationRequest, choices: Sequence[Choice], client: Engine
                 request.sampling_of(prompt_index, number),
                 choice,
                 request_id=request.request_id,
-                # Stop strings are found here, so the tokens must come as they are made.
-                is_streaming=request.is_stream or bool(request.stop),
+                # Stop strings are found here, so the tokens must come as they are made; logprobs come with their tokens.
+                is_streaming=request.is_stream or bool(request.stop) or request.has_logprobs,
                 block_hashes=block_hashes,
                 priority=request.priority,
                 deadline_s=request.deadline_s,

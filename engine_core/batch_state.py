@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engine_core.plan import Int32Array, Rows
 from engine_core.sequence import NO_ROW, Sequence, SequenceState
-from ipc.messages import SamplingParams
+from ipc.messages import NO_LOGPROBS, SamplingParams
 
 NO_STOP_ID = -1  # pads stop_ids: equal to no token id
 NEVER = np.iinfo(np.int32).max
@@ -63,6 +63,7 @@ class BatchState:
             (rows, max(1, len(eos_token_ids))), NO_STOP_ID, np.int32
         )  # eos and stop ids; may be widened
         self.logit_bias: list[tuple[tuple[int, float], ...]] = [()] * rows
+        self.num_logprobs = np.full(rows, NO_LOGPROBS, np.int32)
 
         # Stop checks and the way back.
         self.max_total_len = np.zeros(rows, np.int32)
@@ -157,6 +158,7 @@ class BatchState:
         self.seed[row] = _mix(self._seed, stream_id) if sampling.seed is None else sampling.seed & _U64
         self.min_tokens[row] = sampling.min_tokens
         self.logit_bias[row] = sampling.logit_bias
+        self.num_logprobs[row] = sampling.num_logprobs
         stop_ids = sampling.stop_token_ids if sampling.ignore_eos else (*self.eos_token_ids, *sampling.stop_token_ids)
         self._widen_stop_ids(len(stop_ids))
         self.stop_ids[row, : len(stop_ids)] = stop_ids

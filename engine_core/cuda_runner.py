@@ -2,7 +2,7 @@
 
 A step is one copy in, the pass, one copy out and an event that `result` waits for. What a row drew last stays on the
 device, where its next step reads it: the next plan is launched before the host knows the tokens. Rows that ask for what
-only `engine_core.sampler` does (penalties, biases, min_tokens) are sampled again from their logits by it; while one
+only `engine_core.sampler` does (penalties, biases, min_tokens, logprobs) are sampled again from their logits by it; while one
 runs, the runner does not run ahead, because its next draw depends on what the host knows of the last one.
 """
 
@@ -24,6 +24,7 @@ from engine_core.models.decoder import Decoder
 from engine_core.plan import Int32Array, Rows, StepPlan, StepResult
 from engine_core.sampler import Sampler
 from engine_core.step_buffers import StepBuffers
+from ipc.messages import NO_LOGPROBS
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,9 @@ class CudaStep:
     def result(self) -> StepResult:
         self.returned.is_done.synchronize()
         token_ids = self.returned.token_ids[: len(self.rows)].copy()
-        failures = {}
+        failures, scores = {}, {}
         if self.resampled is not None:
+            scores = self.resampled.scores
             token_ids[self.resampled_at] = self.resampled.token_ids
             failures = dict(self.resampled.failures)
         if len(token_ids) and token_ids.min() == NOT_FINITE:
@@ -63,7 +65,7 @@ class CudaStep:
             token_ids[is_bad] = 0
         if self.order is not None:
             token_ids[self.order] = token_ids.copy()
-        return StepResult(token_ids, failures)
+        return StepResult(token_ids, failures, scores)
 
 
 class CudaRunner:
@@ -163,6 +165,7 @@ class CudaRunner:
                 or state.repetition_penalty[row] != 1.0
                 or state.min_tokens[row] > 0
                 or bool(state.logit_bias[row])
+                or state.num_logprobs[row] != NO_LOGPROBS
             )
 
 

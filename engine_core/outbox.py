@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from engine_core.plan import Int32Array
 from engine_core.scheduler import Ending, SampledTokens
-from ipc.record import FINISH_WORDS, HEADER_WORDS, Failure, Finish, pack_record
+from ipc.record import FINISH_WORDS, HEADER_BYTES, HEADER_WORDS, SCORED_WORDS, Failure, Finish, Scored, pack_record
 
 MAX_OVERFLOW_BYTES = 8 * 1024 * 1024
 """Per worker, beyond its ring: some minutes of streams, or a few hundred long bulks."""
@@ -131,6 +131,8 @@ class Outbox:
 
     def publish(self, tokens: SampledTokens, endings: Sequence[Ending]) -> None:
         """One step's output: at most one record and one wake-up per worker, unless a record would be too large."""
+        if tokens.scored:
+            self._publish_scored(tokens.scored)
         if len(self._lanes) == 1:
             if len(tokens.token_ids) or endings or self._lanes[0].has_overflow:
                 self._lanes[0].send(_records(tokens.numbers, tokens.token_ids, endings, self._lanes[0].ring))
@@ -145,6 +147,27 @@ class Outbox:
             start, end = bounds[slot], bounds[slot + 1]
             if start < end or slot in endings_of or lane.has_overflow:
                 lane.send(_records(numbers[start:end], token_ids[start:end], endings_of.get(slot, ()), lane.ring))
+
+    def _publish_scored(self, scored: Sequence[tuple[int, Scored]]) -> None:
+        """Records of their own, before those of the step's endings."""
+        for slot, lane in enumerate(self._lanes):
+            own = [entry for other, entry in scored if other == slot]
+            if own:
+                lane.send(_scored_records(own, lane.ring))
+
+
+def _scored_records(scored: Iterable[Scored], ring: Ring) -> Iterator[bytes]:
+    """In order, in as few records as the ring allows."""
+    max_words = words_left = ring.max_payload_bytes // 4 - HEADER_WORDS
+    group: list[Scored] = []
+    for entry in scored:
+        words = SCORED_WORDS + 2 * len(entry.ids)
+        if words > words_left:
+            yield pack_record(scored=group)
+            group, words_left = [], max_words
+        group.append(entry)
+        words_left -= words
+    yield pack_record(scored=group)
 
 
 def _records(
@@ -165,7 +188,7 @@ def _records(
 def _with_tokens(numbers: NDArray[np.uint32], token_ids: Int32Array, record: bytes) -> bytes:
     """This record of other sections, with a token section put in. Token ids are never negative: int32 is u32."""
     num_tokens = len(token_ids).to_bytes(4, "little")
-    return b"".join((num_tokens, record[4:16], numbers.tobytes(), token_ids.tobytes(), record[16:]))
+    return b"".join((num_tokens, record[4:HEADER_BYTES], numbers.tobytes(), token_ids.tobytes(), record[HEADER_BYTES:]))
 
 
 def _packed(endings: Sequence[Ending], max_words: int, first_words: int) -> Iterator[bytes]:

@@ -40,11 +40,22 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class TokenScores:
+    """Log-probabilities where one token was drawn: the model's own, before any sampling parameter."""
+
+    logprob: float
+    rank: int  # 1: the likeliest
+    ids: list[int]  # the likeliest tokens, descending; as many as the row asked for
+    logprobs: list[float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class StepResult:
     """What one forward pass gave. A row in `failures` ends with that message; its entry in `token_ids` is ignored."""
 
     token_ids: Int32Array  # (m,) one id per row with `samples`, in the plan's order
     failures: dict[int, str] = field(default_factory=dict)  # row -> one line for the client
+    scores: dict[int, TokenScores] = field(default_factory=dict)  # by row, of those that ask for logprobs
 
 
 class Launched(Protocol):

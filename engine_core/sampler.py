@@ -14,7 +14,8 @@ from torch import Tensor
 
 from engine_core.batch_state import NO_STOP_ID, BatchState
 from engine_core.philox import uniforms
-from engine_core.plan import Rows, StepResult
+from engine_core.plan import Rows, StepResult, TokenScores
+from ipc.messages import NO_LOGPROBS
 
 GREEDY_BELOW = 1e-5  # temperatures below are greedy, as in vLLM
 NUM_CANDIDATES = 512  # looked at for top_p before the whole row is sorted
@@ -26,6 +27,8 @@ class Sampler:
 
     def sample(self, logits: Tensor, rows: Rows) -> StepResult:
         """(m, vocab_size) float32 logits of (m,) BatchState rows; the logits are overwritten."""
+        scored = np.flatnonzero(self._state.num_logprobs[rows] != NO_LOGPROBS)
+        logprobs = _log_softmax(logits, scored) if len(scored) else None
         self._mask_stop_ids(logits, rows)
         self._add_logit_bias(logits, rows)
         self._penalize(logits, rows)
@@ -39,7 +42,22 @@ class Sampler:
         if len(drawn):
             chosen = logits if len(drawn) == len(rows) else logits[torch.from_numpy(drawn).to(logits.device)]
             token_ids[drawn] = self._draw(chosen, rows[drawn])
-        return StepResult(token_ids, failures)
+        scores = {} if logprobs is None else self._scores(logprobs, rows[scored], token_ids[scored])
+        return StepResult(token_ids, failures, scores)
+
+    def _scores(self, logprobs: Tensor, rows: Rows, token_ids: NDArray[np.int32]) -> dict[int, TokenScores]:
+        """(m, vocab_size) log-probabilities and the (m,) tokens that were drawn there."""
+        counts = self._state.num_logprobs[rows]
+        drawn = torch.from_numpy(token_ids.astype(np.int64)).to(logprobs.device).unsqueeze(1)
+        own = logprobs.gather(1, drawn)
+        ranks = (logprobs > own).sum(-1).add_(1).tolist()
+        values, ids = (part.tolist() for part in logprobs.topk(max(1, int(counts.max())), dim=-1))
+        return {
+            row: TokenScores(logprob, ranks[entry], ids[entry][:count], values[entry][:count])
+            for entry, (row, count, [logprob]) in enumerate(
+                zip(rows.tolist(), counts.tolist(), own.tolist(), strict=True)
+            )
+        }
 
     def _mask_stop_ids(self, logits: Tensor, rows: Rows) -> None:
         """No stop id before min_tokens."""
@@ -115,6 +133,11 @@ class Sampler:
         index = _invert(kept.gather(1, order), draws)
         chosen: NDArray[np.int32] = ids.gather(1, index.unsqueeze(1)).squeeze(1).to("cpu", torch.int32).numpy()
         return chosen
+
+
+def _log_softmax(logits: Tensor, chosen: NDArray[np.intp]) -> Tensor:
+    """Of these rows, as the model gave them; a new tensor."""
+    return torch.log_softmax(logits[torch.from_numpy(chosen).to(logits.device)], dim=-1)
 
 
 def _kept(scaled: Tensor, limits: Tensor, top_p: Tensor, num_candidates: int) -> tuple[Tensor, Tensor, Tensor]:

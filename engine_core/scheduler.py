@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from engine_core.batch_state import BatchState
 from engine_core.block_manager import NOWHERE, BlockManager
-from engine_core.plan import Int32Array, Rows, StepPlan, StepResult
+from engine_core.plan import Int32Array, Rows, StepPlan, StepResult, TokenScores
 from engine_core.sequence import NO_ROW, Sequence, SequenceState
 from engine_core.waiting_queue import WaitingQueue
 from ipc.block_hash import next_link
 from ipc.messages import generation_of, slot_of
-from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode
+from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode, Scored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +38,9 @@ class SampledTokens:
     slots: Int32Array  # worker of each token
     numbers: NDArray[np.uint32]  # stream number within that worker
     token_ids: Int32Array
+    scored: tuple[
+        tuple[int, Scored], ...
+    ] = ()  # with their workers: tokens of streams that asked for logprobs, not above
 
 
 NO_TOKENS = SampledTokens(np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, np.int32))
@@ -378,7 +381,7 @@ class Scheduler:
         for row in rows[np.count_nonzero(sampled[: plan.num_decodes]) :].tolist():
             sequence = self._sequence_in(row)
             sequence.first_token_ns = sequence.first_token_ns or now_ns
-        return self._check_stops(rows, token_ids, places + 1, now_ns)
+        return self._check_stops(rows, token_ids, places + 1, now_ns, result.scores)
 
     def _has_stayed(self, plan: StepPlan, row: int) -> bool:
         """Whether the row has the occupant it had in this plan."""
@@ -420,7 +423,14 @@ class Scheduler:
                 links.append(next_link(links[-1], tokens[4 * block_size * index : 4 * block_size * (index + 1)]))
             self.blocks.cache.publish(blocks[index], links[position])
 
-    def _check_stops(self, rows: Rows, token_ids: Int32Array, num_tokens: Int32Array, now_ns: int) -> SampledTokens:
+    def _check_stops(
+        self,
+        rows: Rows,
+        token_ids: Int32Array,
+        num_tokens: Int32Array,
+        now_ns: int,
+        scores: dict[int, TokenScores],
+    ) -> SampledTokens:
         """End what drew a stop id or is as long as it may be; the rest of the tokens go to their streams."""
         state = self.state
         has_stopped = (state.stop_ids[rows] == token_ids[:, None]).any(axis=1)
@@ -428,12 +438,27 @@ class Scheduler:
         if has_stopped.any():
             has_stopped &= num_tokens - state.num_prompt[rows] >= state.min_tokens[rows]
         is_sent = state.is_streaming[rows] & ~has_stopped
+        scored: tuple[tuple[int, Scored], ...] = ()
+        if scores:
+            is_scored = np.isin(rows, list(scores))
+            scored = self._scored(rows[is_scored], token_ids[is_scored], has_stopped[is_scored], scores)
+            is_sent &= ~is_scored
         sent = rows[is_sent]
-        tokens = SampledTokens(state.slot[sent], state.number[sent], token_ids[is_sent])
+        tokens = SampledTokens(state.slot[sent], state.number[sent], token_ids[is_sent], scored)
         for position in np.flatnonzero(has_stopped | is_full).tolist():
             stop_token_id = int(token_ids[position]) if has_stopped[position] else NO_STOP_TOKEN
             self._finish(self._sequence_in(int(rows[position])), stop_token_id, now_ns)
         return tokens
+
+    def _scored(
+        self, rows: Rows, token_ids: Int32Array, has_stopped: NDArray[np.bool_], scores: dict[int, TokenScores]
+    ) -> tuple[tuple[int, Scored], ...]:
+        entries = []
+        for row, token_id, is_stop in zip(rows.tolist(), token_ids.tolist(), has_stopped.tolist(), strict=True):
+            sequence, own = self._sequence_in(row), scores[row]
+            entry = Scored(sequence.number, token_id, is_stop, own.rank, own.logprob, own.ids, own.logprobs)
+            entries.append((sequence.slot, entry))
+        return tuple(entries)
 
     # ── the end of a sequence ────────────────────────────────────────────────────────────────────────────────────
 

@@ -17,7 +17,7 @@ from typing import NewType
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 StreamId = NewType("StreamId", int)
 """64 bits: worker slot (16), worker generation (16), number within the generation (32)."""
@@ -37,6 +37,9 @@ def generation_of(stream_id: int) -> int:
 
 def number_of(stream_id: int) -> int:
     return stream_id & 0xFFFFFFFF
+
+
+NO_LOGPROBS = -1
 
 
 class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
@@ -59,6 +62,7 @@ class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False  # eos_token_ids of the model do not stop; stop_token_ids still do
     logit_bias: tuple[tuple[int, float], ...] = ()
+    num_logprobs: int = NO_LOGPROBS  # alternatives beside each token's own logprob
 
 
 class Generate(Struct, frozen=True, array_like=True, tag=1, kw_only=True):

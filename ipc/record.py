@@ -5,11 +5,15 @@ word  field        meaning
    1  num_finishes entries of the finish section
    2  num_bulks    entries of the bulk section
    3  num_failures entries of the failure section
-   4… tokens       struct of arrays: num_tokens stream numbers, then num_tokens token ids
+   4  num_scored   entries of the scored section
+   5… tokens       struct of arrays: num_tokens stream numbers, then num_tokens token ids
    …  bulks        per entry: stream number, count, then count token ids: a non-streaming request, delivered once;
                    one too long for a record (RingWriter.max_payload_bytes) comes in pieces over several, in order
    …  finishes     FINISH_WORDS words per entry, see Finish
    …  failures     per entry: stream number, code, byte length, then UTF-8 text padded with NUL to whole words
+   …  scored       tokens of streams that asked for logprobs, which are not in the token section: per entry stream number,
+                   token id, 1 if it ended the stream as a stop id, rank, count of alternatives, logprob, then the ids of
+                   the alternatives, then their logprobs; logprobs are float32
 
 A stream number is the low half of its StreamId; slot and generation are the ring's. A stream's tokens stand before its
 finish. Per stream the sections keep the order in which the engine produced; each stream has one token in the token
@@ -22,7 +26,9 @@ from enum import IntEnum
 
 from msgspec import Struct
 
-HEADER_WORDS = 4
+HEADER_WORDS = 5
+HEADER_BYTES = 4 * HEADER_WORDS
+SCORED_WORDS = 6  # of an entry, beside two per alternative
 FINISH_WORDS = 10
 
 
@@ -63,6 +69,18 @@ class Failure(Struct, frozen=True):
     message: str
 
 
+class Scored(Struct, frozen=True):
+    """A token and how likely the model held it, and others in its place: natural logarithms, before any sampling parameter."""
+
+    stream: int
+    token: int
+    is_stop: bool  # it ended the stream and is not among its output
+    rank: int  # 1: the likeliest
+    logprob: float
+    ids: list[int]  # the likeliest, descending
+    logprobs: list[float]
+
+
 class StepRecord(Struct):
     """A record taken apart; `tokens` pairs stand as two lists of equal length."""
 
@@ -71,6 +89,7 @@ class StepRecord(Struct):
     bulks: list[tuple[int, list[int]]]
     finishes: list[Finish]
     failures: list[Failure]
+    scored: list[Scored]
 
 
 def pack_record(
@@ -80,15 +99,16 @@ def pack_record(
     bulks: Iterable[tuple[int, Iterable[int]]] = (),
     finishes: Iterable[Finish] = (),
     failures: Iterable[Failure] = (),
+    scored: Iterable[Scored] = (),
 ) -> bytes:
     """The general packer, for any mix of sections. `streams` and `tokens` have equal length."""
-    words = array("I", (0, 0, 0, 0))
+    words = array("I", bytes(HEADER_BYTES))
     words.extend(streams)
     num_tokens = len(words) - HEADER_WORDS
     words.extend(tokens)
     if len(words) - HEADER_WORDS != 2 * num_tokens:
         raise ValueError(f"streams={num_tokens} tokens={len(words) - HEADER_WORDS - num_tokens} must be equal")
-    num_bulks = num_finishes = num_failures = 0
+    num_bulks = num_finishes = num_failures = num_scored = 0
     for stream, ids in bulks:
         body = array("I", ids)
         words.extend((stream, len(body)))
@@ -108,7 +128,13 @@ def pack_record(
         words.extend((failure.stream, failure.code, len(text)))
         words.frombytes(text.ljust(-len(text) % 4 + len(text), b"\0"))
         num_failures += 1
-    words[0], words[1], words[2], words[3] = num_tokens, num_finishes, num_bulks, num_failures
+    for entry in scored:
+        words.extend((entry.stream, entry.token, entry.is_stop, entry.rank, len(entry.ids)))
+        words.frombytes(array("f", (entry.logprob,)).tobytes())
+        words.extend(entry.ids)
+        words.frombytes(array("f", entry.logprobs).tobytes())
+        num_scored += 1
+    words[:HEADER_WORDS] = array("I", (num_tokens, num_finishes, num_bulks, num_failures, num_scored))
     return words.tobytes()
 
 
@@ -119,10 +145,10 @@ def unpack_record(payload: bytes | memoryview) -> StepRecord:
     """
     view = memoryview(payload).cast("B")
     words = view.cast("I").tolist()
-    num_tokens, num_finishes, num_bulks, num_failures = words[:HEADER_WORDS]
+    num_tokens, num_finishes, num_bulks, num_failures, num_scored = words[:HEADER_WORDS]
     streams_end = HEADER_WORDS + num_tokens
     at = streams_end + num_tokens
-    record = StepRecord(words[HEADER_WORDS:streams_end], words[streams_end:at], [], [], [])
+    record = StepRecord(words[HEADER_WORDS:streams_end], words[streams_end:at], [], [], [], [])
     for _ in range(num_bulks):
         stream, count = words[at : at + 2]
         record.bulks.append((stream, words[at + 2 : at + 2 + count]))
@@ -135,6 +161,16 @@ def unpack_record(payload: bytes | memoryview) -> StepRecord:
         at += 3
         record.failures.append(Failure(stream, code, bytes(view[4 * at : 4 * at + length]).decode()))
         at += (length + 3) // 4
+    floats = view.cast("f") if num_scored else ()
+    for _ in range(num_scored):
+        stream, token, is_stop, rank, count = words[at : at + 5]
+        ids_at, logprobs_at = at + SCORED_WORDS, at + SCORED_WORDS + count
+        at = logprobs_at + count
+        logprobs = list(floats[logprobs_at:at])
+        entry = Scored(
+            stream, token, bool(is_stop), rank, floats[ids_at - 1], words[ids_at:logprobs_at], logprobs
+        )  # fmt: skip
+        record.scored.append(entry)
     if at != len(words):
         raise ValueError(f"record of {len(words)} words, its sections make {at}")
     return record

@@ -110,6 +110,7 @@ def _record(payload: bytes) -> str:
     if record.streams:
         parts.append("tokens " + " ".join(f"{s}:{t}" for s, t in zip(record.streams, record.tokens, strict=True)))
     parts += [f"bulk {stream}: {len(ids)} tokens" for stream, ids in record.bulks]
+    parts += [f"scored {s.stream}: {s.token} logprob={s.logprob:.3f}" for s in record.scored]
     parts += [f"finish {f.stream}: code={f.code} output={f.num_output_tokens} tokens" for f in record.finishes]
     parts += [f"failure {f.stream}: code={f.code} {f.message}" for f in record.failures]
     return "; ".join(parts)

@@ -7,6 +7,7 @@ from starlette.types import Receive, Scope, Send
 from apiserver.asgi import read_body
 from apiserver.chat_messages import render_chat
 from apiserver.generation import Prompt
+from apiserver.logprobs import TokenTexts
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.generate import answer, check_model, deadline_of, request_id_of
 from apiserver.schema.requests import decode_chat
@@ -19,6 +20,8 @@ from apiserver.services import Services
 class ChatCompletions:
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
         self._services, self._prompts = services, prompts
+        preloaded = services.preloaded
+        self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer.decoder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
@@ -41,7 +44,7 @@ class ChatCompletions:
             deadline_s=deadline_of(scope),
         )
         response_id = f"chatcmpl-{request_id}"
-        events = ChatEvents(response_id, model)
+        events = ChatEvents(response_id, model, self._texts)
         await answer(
             generation, services, scope, receive, send,
             response_id=response_id, model=model, events=events, body=chat_body,

@@ -6,6 +6,7 @@ from starlette.types import Receive, Scope, Send
 
 from apiserver.asgi import read_body
 from apiserver.generation import Prompt
+from apiserver.logprobs import TokenTexts
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.generate import answer, check_model, deadline_of, request_id_of
 from apiserver.schema.requests import CompletionRequest, decode_completion
@@ -18,6 +19,8 @@ from apiserver.services import Services
 class Completions:
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
         self._services, self._prompts = services, prompts
+        preloaded = services.preloaded
+        self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer.decoder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
@@ -34,7 +37,7 @@ class Completions:
             deadline_s=deadline_of(scope),
         )
         response_id = f"cmpl-{request_id}"
-        events = CompletionEvents(response_id, model)
+        events = CompletionEvents(response_id, model, self._texts)
         await answer(
             generation, services, scope, receive, send,
             response_id=response_id, model=model, events=events, body=completion_body,

@@ -84,6 +84,9 @@ async def answer(
     if choices is None:
         log["is_disconnected"] = True
         raise ClientLeft
+    if request.has_logprobs:
+        for choice in choices:
+            choice.logprobs = events.logprobs(choice.kept_scores)
     usage = generation.usage_of(request, choices)
     _log(log, state["started_s"], request, choices, usage, False)
     await send_body(send, body(response_id, model, choices, usage))

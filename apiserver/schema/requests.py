@@ -85,8 +85,6 @@ class SamplingFields(Struct, kw_only=True):
     return_token_offsets: NoEffect = None
 
     # Known, and refused unless they ask for nothing.
-    logprobs: Unserved = None
-    top_logprobs: Unserved = None
     prompt_logprobs: Unserved = None
     logprob_token_ids: Unserved = None
     echo: Unserved = None
@@ -121,6 +119,8 @@ class SamplingFields(Struct, kw_only=True):
 
 class ChatRequest(SamplingFields, kw_only=True):
     messages: list[Message]
+    logprobs: bool | None = False
+    top_logprobs: int | None = None
     max_completion_tokens: int | None = None
     add_generation_prompt: bool | None = True
     continue_final_message: bool | None = False
@@ -147,6 +147,9 @@ class ChatRequest(SamplingFields, kw_only=True):
 
 class CompletionRequest(SamplingFields, kw_only=True):
     prompt: str | list[str | int | list[int]]
+    logprobs: int | None = None
+
+    top_logprobs: Unserved = None
     suffix: Unserved = None
 
 

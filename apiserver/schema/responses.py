@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from apiserver.generation import CollectedChoice, Usage
+from apiserver.logprobs import TokenTexts, chat_logprobs, completion_logprobs
+from ipc.record import Scored
 
 _encode = msgspec.json.encode
 
@@ -27,7 +29,8 @@ class _Events:
 
     kind: str
 
-    def __init__(self, response_id: str, model: str) -> None:
+    def __init__(self, response_id: str, model: str, texts: TokenTexts) -> None:
+        self._texts = texts
         head = {"id": response_id, "object": self.kind, "created": int(time.time()), "model": model}
         self._head = b"data: " + _encode(head)[:-1]
         self._choice = self._head + b',"choices":[{"index":'
@@ -49,6 +52,13 @@ class ChatEvents(_Events):
         prefix = b'%b%d,"delta":{"content":"' % (self._choice, index)
         return prefix, b'"},"logprobs":null,"finish_reason":null}]}\n\n'
 
+    def scored(self, index: int, text: bytes, scores: list[Scored]) -> bytes:
+        form = b'%b%d,"delta":{"content":"%b"},"logprobs":%b,"finish_reason":null}]}\n\n'
+        return form % (self._choice, index, text, _encode(self.logprobs(scores)))
+
+    def logprobs(self, scores: list[Scored]) -> dict[str, Any]:
+        return chat_logprobs(self._texts, scores)
+
     def closing(self, index: int, finish_reason: str, stop_reason: str | int | None) -> bytes:
         reasons = _encode(finish_reason), _encode(stop_reason)
         form = b'%b%d,"delta":{},"logprobs":null,"finish_reason":%b,"stop_reason":%b}]}\n\n'
@@ -60,12 +70,25 @@ class CompletionEvents(_Events):
 
     kind = "text_completion"
 
+    def __init__(self, response_id: str, model: str, texts: TokenTexts) -> None:
+        super().__init__(response_id, model, texts)
+        self._offsets: dict[int, int] = {}  # per choice: characters of the tokens scored so far
+
     def opening(self, _index: int) -> bytes:
         return b""
 
     def delta(self, index: int) -> tuple[bytes, bytes]:
         prefix = b'%b%d,"text":"' % (self._choice, index)
         return prefix, b'","logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
+
+    def scored(self, index: int, text: bytes, scores: list[Scored]) -> bytes:
+        offset = self._offsets.get(index, 0)
+        logprobs, self._offsets[index] = completion_logprobs(self._texts, scores, offset)
+        form = b'%b%d,"text":"%b","logprobs":%b,"finish_reason":null,"stop_reason":null}]}\n\n'
+        return form % (self._choice, index, text, _encode(logprobs))
+
+    def logprobs(self, scores: list[Scored]) -> dict[str, Any]:
+        return completion_logprobs(self._texts, scores, 0)[0]
 
     def closing(self, index: int, finish_reason: str, stop_reason: str | int | None) -> bytes:
         reasons = _encode(finish_reason), _encode(stop_reason)
@@ -88,7 +111,7 @@ def completion_body(response_id: str, model: str, choices: list[CollectedChoice]
 
 # What vLLM 0.32 always has in a body and has nothing to say about here.
 _MESSAGE = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
-_CHOICE = dict.fromkeys(("logprobs", "token_ids", "routed_experts"))
+_CHOICE = dict.fromkeys(("token_ids", "routed_experts"))
 _COMPLETION_CHOICE = dict.fromkeys(("prompt_logprobs", "prompt_token_ids"))
 _BODY = dict.fromkeys(("service_tier", "system_fingerprint", "kv_transfer_params", "ec_transfer_params", "metrics"))
 _CHAT = dict.fromkeys(("prompt_logprobs", "prompt_token_ids", "prompt_text"))
@@ -99,6 +122,7 @@ def _choice(choice: CollectedChoice) -> dict[str, Any]:
         "index": choice.index,
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
+        "logprobs": choice.logprobs,
         **_CHOICE,
     }
 

@@ -17,7 +17,6 @@ FALSE: tuple[Any, ...] = (None, False)
 EMPTY: tuple[Any, ...] = (None, [], {}, "")
 
 SHARED: Mapping[str, tuple[Any, ...]] = {
-    "top_logprobs": (None, 0),
     "prompt_logprobs": ANY_NULL,
     "logprob_token_ids": EMPTY,
     "echo": FALSE,
@@ -51,7 +50,6 @@ SHARED: Mapping[str, tuple[Any, ...]] = {
 }
 CHAT: Mapping[str, tuple[Any, ...]] = {
     **SHARED,
-    "logprobs": FALSE,
     "chat_template": ANY_NULL,
     "tools": EMPTY,
     "tool_choice": (None, "none", "auto"),
@@ -70,9 +68,9 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
 }
 COMPLETION: Mapping[str, tuple[Any, ...]] = {
     **SHARED,
-    "logprobs": ANY_NULL,
+    "top_logprobs": (None, 0),
     "suffix": EMPTY,
-}  # logprobs 0 asks for some
+}
 TOKENIZE: Mapping[str, tuple[Any, ...]] = {
     "chat_template": ANY_NULL,
     "tools": EMPTY,

@@ -9,10 +9,11 @@ from typing import TypeVar, cast
 
 from apiserver.errors import ContextTooLong, InvalidRequest
 from apiserver.generation import GenerationRequest, Prompt
+from apiserver.logprobs import MAX_LOGPROBS
 from apiserver.schema.requests import ChatRequest, CompletionRequest, SamplingFields
 from config.model_folder import ModelFolder
 from config.settings import ServerSettings
-from ipc.messages import SamplingParams
+from ipc.messages import NO_LOGPROBS, SamplingParams
 
 MAX_TEMPERATURE = 2.0
 MAX_REPETITION_PENALTY = 100.0
@@ -130,7 +131,19 @@ def _sampling(request: SamplingFields, model: ModelFolder, max_tokens: int) -> S
         stop_token_ids=_stop_token_ids(request, model.vocab_size),
         ignore_eos=bool(request.ignore_eos),
         logit_bias=_logit_bias(request.logit_bias or {}, model.vocab_size),
+        num_logprobs=_num_logprobs(request),
     )
+
+
+def _num_logprobs(request: SamplingFields) -> int:
+    """Alternatives per token: a chat asks twice, for logprobs and for how many."""
+    if isinstance(request, CompletionRequest):
+        return _within("logprobs", request.logprobs, NO_LOGPROBS, 0, MAX_LOGPROBS)
+    assert isinstance(request, ChatRequest)
+    count = _within("top_logprobs", request.top_logprobs, 0, 0, MAX_LOGPROBS)
+    if count and not request.logprobs:
+        raise InvalidRequest("when using `top_logprobs`, `logprobs` must be set to true", param="top_logprobs")
+    return count if request.logprobs else NO_LOGPROBS
 
 
 def _or(value: float | None, default: float) -> float:

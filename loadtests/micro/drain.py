@@ -22,6 +22,7 @@ from apiserver.event_stream import StreamedResponse
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.http_protocol import FleetHttpProtocol
 from apiserver.journal import Journal
+from apiserver.logprobs import TokenTexts
 from apiserver.metrics import WorkerMetrics
 from apiserver.schema.responses import ChatEvents
 from apiserver.text_stream import TextStream
@@ -155,7 +156,8 @@ class Bench:
             is_stream=True,
         )
         text = TextStream(self._token_table, _NoDecoder())
-        events = ChatEvents("chatcmpl-00000000000000000000000000000000", self._model_name)
+        texts = TokenTexts(self._token_table, _NoDecoder())
+        events = ChatEvents("chatcmpl-00000000000000000000000000000000", self._model_name, texts)
         buffer_bytes = ServerSettings().stream_buffer_bytes
         response = StreamedResponse(request, events, [text], self._client, self._metrics, buffer_bytes)
         await response.run(scope, receive, send)

@@ -29,7 +29,7 @@ from ipc.messages import (
     number_of,
     slot_of,
 )
-from ipc.record import Failure, FailureCode, Finish, FinishCode, pack_record, unpack_record
+from ipc.record import Failure, FailureCode, Finish, FinishCode, Scored, pack_record, unpack_record
 
 STREAM = make_stream_id(slot=2, generation=3, number=0x0A0B0C0D)
 
@@ -50,7 +50,7 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
         GENERATE,
         [
             1, STREAM, "req-1",
-            [7, 0, 0.5, 1.0, 0, 0.0, 0.0, 0.0, 1.0, 42, [2], False, [[5, -1.5]]],
+            [7, 0, 0.5, 1.0, 0, 0.0, 0.0, 0.0, 1.0, 42, [2], False, [[5, -1.5]], -1],
             b"\x01" * 16, False, -1, 12.5, 9,
         ],
     ),
@@ -69,7 +69,7 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
         ),
         [
             9, STREAM + 1,
-            [1, STREAM, "r", [7, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, None, [], False, []], b"", True, 0, None, 0],
+            [1, STREAM, "r", [7, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, None, [], False, [], -1], b"", True, 0, None, 0],
             3,
         ],
     ),
@@ -105,7 +105,7 @@ def test_envelope_bytes() -> None:
     packed = envelope.pack()
 
     assert packed.hex() == (
-        "0102ffff" "ffffffff" "64000000" "07000000" "0d0c0b0a03000200" "8877665544332211" "0000000000002940" "09000000"
+        "0103ffff" "ffffffff" "64000000" "07000000" "0d0c0b0a03000200" "8877665544332211" "0000000000002940" "09000000"
     )  # fmt: skip
     assert Envelope.unpack(packed) == envelope
 
@@ -136,15 +136,21 @@ def test_record_words() -> None:
 
     failure = Failure(6, FailureCode.DEADLINE, "héé")
 
-    packed = pack_record([9, 8], [100, 200], bulks=[(7, [1, 2, 3])], finishes=[finish], failures=[failure])
+    scored = Scored(5, 77, True, 2, -0.5, [78, 77], [-0.25, -0.5])
+
+    packed = pack_record(
+        [9, 8], [100, 200], bulks=[(7, [1, 2, 3])], finishes=[finish], failures=[failure], scored=[scored]
+    )
 
     words = array("I", packed).tolist()
-    assert words[:8] == [2, 1, 1, 1, 9, 8, 100, 200]
-    assert words[8:13] == [7, 3, 1, 2, 3]
-    assert words[13:23] == [9, 1, 5, 4, 3, 2, 1, 10, 20, 2**32 - 1]
-    assert words[23:26] == [6, 1, 5]
-    assert packed[4 * 26 :] == "héé".encode() + b"\0\0\0"
+    assert words[:9] == [2, 1, 1, 1, 1, 9, 8, 100, 200]
+    assert words[9:14] == [7, 3, 1, 2, 3]
+    assert words[14:24] == [9, 1, 5, 4, 3, 2, 1, 10, 20, 2**32 - 1]
+    assert words[24:27] == [6, 1, 5]
+    assert packed[4 * 27 : 4 * 29] == "héé".encode() + b"\0\0\0"
+    assert words[29:] == [5, 77, 1, 2, 2, 0xBF000000, 78, 77, 0xBE800000, 0xBF000000]
     assert unpack_record(packed).failures == [failure]
+    assert unpack_record(packed).scored == [scored]
 
 
 def test_record_that_does_not_add_up_is_refused() -> None:

@@ -288,3 +288,47 @@ def test_raw_events_are_well_formed(core_fleet: Fleet, model: str) -> None:
     events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     assert len({event["id"] for event in events}) == 1
     assert {event["object"] for event in events} == {"chat.completion.chunk"}
+
+
+def test_logprobs_of_a_chat_are_the_same_streamed_and_whole(client: Any, model: str) -> None:
+    asked = {"model": model, "messages": CHAT, "temperature": 0, "max_tokens": 12, "logprobs": True, "top_logprobs": 3}
+
+    whole = client.chat.completions.create(**asked)
+    streamed = [
+        entry
+        for chunk in client.chat.completions.create(**asked, stream=True)
+        if chunk.choices and chunk.choices[0].logprobs
+        for entry in chunk.choices[0].logprobs.content
+    ]
+
+    entries = whole.choices[0].logprobs.content
+    assert [(entry.token, entry.bytes) for entry in entries] == [(entry.token, entry.bytes) for entry in streamed]
+    assert [entry.logprob for entry in entries] == pytest.approx([entry.logprob for entry in streamed], abs=1e-3)
+    assert len(entries) == whole.usage.completion_tokens
+    assert "".join(entry.token for entry in entries).startswith(whole.choices[0].message.content)
+    for entry in entries:
+        assert len(entry.top_logprobs) == 3
+        assert entry.top_logprobs[0].token == entry.token, "greedy draws the likeliest"
+        assert 0 >= entry.top_logprobs[0].logprob >= entry.top_logprobs[1].logprob >= entry.top_logprobs[2].logprob
+
+
+def test_logprobs_of_a_completion_have_offsets_into_its_text(client: Any, model: str) -> None:
+    answer = client.completions.create(
+        model=model, prompt="The capital of France is", temperature=1.0, seed=3, max_tokens=8, logprobs=2, n=2
+    )
+
+    for choice in answer.choices:
+        logprobs = choice.logprobs
+        assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == 8
+        for token, offset, own, alternatives in zip(
+            logprobs.tokens, logprobs.text_offset, logprobs.token_logprobs, logprobs.top_logprobs, strict=True
+        ):
+            assert choice.text[offset:].startswith(token)
+            assert alternatives[token] == own and 2 <= len(alternatives) <= 3
+
+
+def test_logprobs_that_cannot_be_given_are_refused(client: Any, model: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="top_logprobs"):
+        client.chat.completions.create(model=model, messages=CHAT, top_logprobs=2)
+    with pytest.raises(openai.BadRequestError, match="between 0 and 20"):
+        client.completions.create(model=model, prompt="x", logprobs=21)

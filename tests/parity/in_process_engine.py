@@ -14,7 +14,7 @@ from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES, chain
 from ipc.messages import SamplingParams
-from ipc.record import Failure
+from ipc.record import Failure, Scored
 
 
 class InProcessEngine:
@@ -38,6 +38,7 @@ class InProcessEngine:
         )
         self.runner = build_runner(settings, model, self.state, lambda permille: None, lambda: None)
         self.scheduler = Scheduler(self.state, self.runner.num_blocks, engine.max_num_batched_tokens)
+        self.scored: list[Scored] = []  # in the order of computing, of requests that stream
         self._num_requests = 0
 
     def generate(self, prompts: Seq[Seq[int]], params: Seq[SamplingParams]) -> list[list[int]]:
@@ -52,9 +53,9 @@ class InProcessEngine:
                 flight = plan, self.runner.launch(plan)
                 self.scheduler.advance(plan)
             if last is not None:
-                self.scheduler.commit(last[0], last[1].result())
+                self._commit(*last)
             if flight is not None and not self.runner.runs_ahead:
-                self.scheduler.commit(flight[0], flight[1].result())
+                self._commit(*flight)
                 flight = None
             for ending in self.scheduler.take_endings():
                 assert not isinstance(ending.record, Failure), ending.record
@@ -63,6 +64,10 @@ class InProcessEngine:
             self.scheduler.take_progress()
         self.scheduler.check_integrity()
         return [outputs[number] for number in numbers]
+
+    def _commit(self, plan: StepPlan, launched: Launched) -> None:
+        tokens = self.scheduler.commit(plan, launched.result())
+        self.scored += [entry for _, entry in tokens.scored]
 
     def _add(self, prompt: Seq[int], sampling: SamplingParams) -> int:
         self._num_requests += 1

@@ -167,3 +167,21 @@ def test_seeded_sampling_is_the_same_alone_and_in_a_crowd(engine: InProcessEngin
     for number in (0, 7, 13, 19):
         assert engine.generate([prompts[number]], [seeded(number)])[0] == crowd[number]
     assert engine.generate([prompts[7]], [seeded(8)])[0] != crowd[7]
+
+
+def test_logprobs_are_those_of_transformers(model_folder: Path, reference: Any, prompts: list[list[int]]) -> None:
+    asked = [prompt for prompt in prompts if len(prompt) < 100][::4]
+    engine = InProcessEngine(model_folder, EngineSettings(device="cpu", max_num_seqs=8))
+    sampling = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True, num_logprobs=5)
+    for prompt in asked:
+        engine.scored.clear()
+        [output] = engine.generate([prompt], [sampling])
+
+        with torch.inference_mode():
+            logits = reference(torch.tensor([prompt + output])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits, -1)
+        for place, entry in enumerate(engine.scored):
+            assert entry.token == output[place]
+            assert entry.logprob == pytest.approx(float(expected[place, entry.token]), abs=1e-3)
+            assert entry.logprobs == pytest.approx(expected[place].topk(5).values.tolist(), abs=1e-3)
+        assert len(engine.scored) == 6

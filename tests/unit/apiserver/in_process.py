@@ -18,7 +18,7 @@ from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
 from ipc.messages import Abort, Envelope, ForWorker, Generate, Resume, StreamId
 from ipc.metrics_page import create_metrics_segment
-from ipc.record import NO_STOP_TOKEN, Failure, Finish, FinishCode, pack_record
+from ipc.record import NO_STOP_TOKEN, Failure, Finish, FinishCode, Scored, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
 
 RING_BYTES = 1 << 16
@@ -86,6 +86,7 @@ class RecordingSink:
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
+        self.scores: list[Scored] = []
         self.stream_id: StreamId | None = None
         self.submitted_s = time.monotonic()
         self.flushes: list[list[int]] = []
@@ -144,9 +145,10 @@ class Worker:
         bulks: Sequence[tuple[int, Sequence[int]]] = (),
         finishes: Sequence[Finish] = (),
         failures: Sequence[Failure] = (),
+        scored: Sequence[Scored] = (),
     ) -> None:
         """One engine step: a record, and the bell."""
-        record = pack_record(streams, tokens, bulks=bulks, finishes=finishes, failures=failures)
+        record = pack_record(streams, tokens, bulks=bulks, finishes=finishes, failures=failures, scored=scored)
         assert self.ring.try_publish(record, 1), "the test's ring is full"
         self.bell.ring()
 

@@ -12,10 +12,11 @@ from starlette.types import Message, Receive, Scope, Send
 from apiserver.errors import ApiError, Overloaded
 from apiserver.event_stream import StreamedResponse, collect
 from apiserver.generation import CollectedChoice, GenerationRequest, Prompt
+from apiserver.logprobs import TokenTexts
 from apiserver.schema.responses import ChatEvents
 from apiserver.text_stream import TextStream
 from ipc.messages import Abort, EngineLost, Rejected, SamplingParams, make_stream_id
-from ipc.record import Failure, FailureCode, FinishCode
+from ipc.record import Failure, FailureCode, FinishCode, Scored
 from tests.unit.apiserver.in_process import SMILE, SPECIAL, Connection, NoDecoder, Worker, finish, token_table
 
 HELLO, WORLD, COMMA, JAPAN, QUOTE = range(5)
@@ -42,7 +43,7 @@ class Server:
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = StreamedResponse(
             self.generation,
-            ChatEvents("chatcmpl-1", "test"),
+            ChatEvents("chatcmpl-1", "test", TokenTexts(token_table(), NoDecoder())),
             texts(self.generation),
             self.worker.client,
             self.worker.metrics,
@@ -111,6 +112,57 @@ def test_a_stream_is_headers_text_as_it_comes_finish_and_done() -> None:
         assert last["choices"][0]["finish_reason"] == "length"
         assert done == "[DONE]"
         assert connection.received.endswith(b"\r\n0\r\n\r\n")
+
+    run(client)
+
+
+def test_logprobs_stay_with_their_tokens_and_the_one_that_stopped_comes_last() -> None:
+    async def client() -> None:
+        server = Server(request(sampling=SamplingParams(max_tokens=8, num_logprobs=1)))
+        connection = await server.connect()
+        assert server.worker.broker.generates[0].is_streaming
+
+        def scored(token: int, is_stop: bool = False) -> Scored:
+            return Scored(1, token, is_stop, 1, -token / 4, [token], [-token / 4])
+
+        server.worker.publish(scored=[scored(HELLO)])
+        server.worker.publish(scored=[scored(SMILE[0])])
+        server.worker.client.drain()
+        await connection.settle()
+        server.worker.publish(scored=[scored(SMILE[1])])
+        server.worker.publish(scored=[scored(SPECIAL, is_stop=True)])
+        server.worker.publish(finishes=[finish(1, FinishCode.STOP, stop_token_id=SPECIAL, num_output_tokens=4)])
+        server.worker.client.drain()
+        await connection.settle()
+
+        choices = [e["choices"][0] for e in events(connection.body)[:-1]]
+        assert contents(connection.body) == ["Hello", "😀"]
+        assert [
+            [entry["logprob"] for entry in choice["logprobs"]["content"]] for choice in choices if choice["logprobs"]
+        ] == [[-HELLO / 4, -SMILE[0] / 4], [-SMILE[1] / 4], [-SPECIAL / 4]]
+        assert choices[-1]["finish_reason"] == "stop"
+
+    run(client)
+
+
+def test_logprobs_end_where_a_stop_string_does() -> None:
+    async def client() -> None:
+        server = Server(request(sampling=SamplingParams(max_tokens=8, num_logprobs=0), stop=("STOP",)))
+        connection = await server.connect()
+
+        for token in (HELLO, ST, OP, WORLD):
+            server.worker.publish(scored=[Scored(1, token, False, 1, -1.0, [], [])])
+        server.worker.client.drain()
+        server.worker.step(finishes=[finish(1, FinishCode.ABORT, num_output_tokens=4)])
+        await connection.settle()
+
+        entries = [
+            entry["token"]
+            for event in events(connection.body)[:-1]
+            if event["choices"][0]["logprobs"]
+            for entry in event["choices"][0]["logprobs"]["content"]
+        ]
+        assert "".join(entries) == "HelloSTOP!" and contents(connection.body) == ["Hello"]
 
     run(client)
 

@@ -92,7 +92,7 @@ def test_a_field_without_a_type_is_either_refused_or_listed_as_void() -> None:
 
 # A value of each field that asks for something.
 ASKING: dict[str, Any] = {
-    "logprobs": 1, "top_logprobs": 2, "prompt_logprobs": 0, "logprob_token_ids": [1], "echo": True, "best_of": 2,
+    "top_logprobs": 2, "prompt_logprobs": 0, "logprob_token_ids": [1], "echo": True, "best_of": 2,
     "use_beam_search": True, "length_penalty": 0.5, "allowed_token_ids": [1], "bad_words": ["x"],
     "truncate_prompt_tokens": 5, "truncation_side": "left", "spaces_between_special_tokens": False,
     "response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}, "guided_json": {},
@@ -131,10 +131,29 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
 
 
 def test_zero_is_not_false() -> None:
-    with pytest.raises(InvalidRequest, match="logprobs"):
-        refuse_unsupported(completion_request(logprobs=0))
-    with pytest.raises(InvalidRequest, match="logprobs"):
-        refuse_unsupported(completion_request(logprobs=False))
+    with pytest.raises(InvalidRequest, match="echo"):
+        refuse_unsupported(completion_request(echo=0))
+    with pytest.raises(InvalidRequest, match="top_logprobs"):
+        refuse_unsupported(completion_request(top_logprobs=False))
+
+
+def test_logprobs_are_asked_for_in_two_ways() -> None:
+    def asked(request: ChatRequest | CompletionRequest) -> int:
+        return validated(request).sampling.num_logprobs
+
+    assert asked(chat_request()) == asked(chat_request(logprobs=False)) == asked(completion_request()) == -1
+    assert asked(chat_request(logprobs=True)) == asked(completion_request(logprobs=0)) == 0
+    assert asked(chat_request(logprobs=True, top_logprobs=20)) == asked(completion_request(logprobs=20)) == 20
+    for wrong, param in (
+        (chat_request(top_logprobs=2), "top_logprobs"),
+        (chat_request(logprobs=True, top_logprobs=21), "top_logprobs"),
+        (chat_request(logprobs=True, top_logprobs=-1), "top_logprobs"),
+        (completion_request(logprobs=21), "logprobs"),
+        (completion_request(logprobs=-1), "logprobs"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            asked(wrong)
+        assert caught.value.param == param
 
 
 def test_unknown_fields_and_labels_are_accepted() -> None:

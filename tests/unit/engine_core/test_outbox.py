@@ -7,7 +7,7 @@ import pytest
 
 from engine_core.outbox import Outbox
 from engine_core.scheduler import NO_TOKENS, Ending, SampledTokens
-from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode, StepRecord, unpack_record
+from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode, Scored, StepRecord, unpack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
 
 
@@ -77,8 +77,26 @@ def test_tokens_and_ends_of_one_step_share_a_record() -> None:
     rig.outbox.publish(tokens_of((0, 1, 10)), [Ending(0, finish(1)), bulk(2, 3), Ending(0, failure)])
 
     (record,) = rig.read()
-    assert record == StepRecord([1], [10], [(2, [0, 1, 2])], [finish(1), finish(2)], [failure])
+    assert record == StepRecord([1], [10], [(2, [0, 1, 2])], [finish(1), finish(2)], [failure], [])
     assert rig.bells[0].num_rings == 1
+
+
+def test_scored_tokens_go_to_their_worker_in_order_before_the_ends_of_the_step() -> None:
+    rig = Rig(num_workers=2, ring_bytes=1 << 15)
+    entries = [
+        (number % 2, Scored(number, number, False, 1, -0.5, list(range(20)), [-1.0] * 20)) for number in range(200)
+    ]
+    nobody = np.zeros(0, np.int32)
+    tokens = SampledTokens(nobody, nobody.astype(np.uint32), nobody, tuple(entries))
+
+    rig.outbox.publish(tokens, [Ending(1, finish(1))])
+
+    for slot in range(2):
+        records = rig.read(slot)
+        assert len(records) > 1
+        assert [entry for record in records for entry in record.scored] == [e for s, e in entries if s == slot]
+        assert [len(record.finishes) for record in records][-1] == slot
+        assert all(not record.finishes for record in records[:-1])
 
 
 def test_a_worker_without_output_is_not_woken() -> None:

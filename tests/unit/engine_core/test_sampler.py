@@ -10,7 +10,7 @@ from engine_core.batch_state import BatchState
 from engine_core.plan import Rows
 from engine_core.sampler import Sampler
 from engine_core.sequence import Sequence
-from ipc.messages import SamplingParams
+from ipc.messages import NO_LOGPROBS, SamplingParams
 
 VOCAB = 50
 EOS = 2
@@ -160,6 +160,7 @@ def test_frequencies_are_the_probabilities(fields: dict[str, float]) -> None:
     state.presence_penalty = state.frequency_penalty = np.zeros(num_draws, np.float32)
     state.repetition_penalty = np.ones(num_draws, np.float32)
     state.logit_bias = [()] * num_draws
+    state.num_logprobs = np.full(num_draws, NO_LOGPROBS)
 
     drawn = np.bincount(sampled(state, logits.repeat(num_draws, 1)), minlength=VOCAB)
 
@@ -167,6 +168,28 @@ def test_frequencies_are_the_probabilities(fields: dict[str, float]) -> None:
     assert drawn[expected == 0].sum() == 0
     chi_square = ((drawn[kept] - expected[kept]) ** 2 / expected[kept]).sum()
     assert chi_square < kept.sum() + 5 * np.sqrt(2 * kept.sum())
+
+
+def test_logprobs_are_the_models_own_and_only_for_those_who_ask() -> None:
+    params = [
+        SamplingParams(max_tokens=9, temperature=0.0),
+        SamplingParams(max_tokens=9, temperature=0.0, logit_bias=((3, 100.0),), num_logprobs=2),
+        SamplingParams(max_tokens=9, temperature=5.0, seed=1, top_k=9, num_logprobs=0),
+    ]
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(5))
+    expected = torch.log_softmax(logits, -1)
+
+    result = Sampler(state_with(*params)).sample(logits.clone(), np.arange(3))
+
+    assert sorted(result.scores) == [1, 2]
+    biased, random = result.scores[1], result.scores[2]
+    assert result.token_ids[1] == 3
+    assert biased.logprob == pytest.approx(float(expected[1, 3]))
+    assert biased.rank == 1 + int((expected[1] > expected[1, 3]).sum())
+    assert biased.ids == expected[1].topk(2).indices.tolist()
+    assert biased.logprobs == pytest.approx(expected[1].topk(2).values.tolist())
+    assert random.ids == [] == random.logprobs
+    assert random.logprob == pytest.approx(float(expected[2, result.token_ids[2]]))
 
 
 def test_a_seeded_row_draws_the_same_in_any_company() -> None:

@@ -1,0 +1,83 @@
+"""How likely the model held each token, as clients read it: the form of chats and the form of completions.
+
+https://platform.openai.com/docs/api-reference/chat/object (choices.logprobs) and .../completions/object. As in vLLM the token
+that ended a text is among them, and minus infinity, which JSON does not have, is -9999. `bytes` are the token's own bytes,
+also where they are only part of a character and `token` shows a replacement character.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from apiserver.detokenizer import Decoder
+from apiserver.token_table import TokenTable
+from ipc.record import Scored
+
+LOWEST = -9999.0
+MAX_LOGPROBS = 20  # alternatives per token, as vLLM's --max-logprobs
+
+
+class TokenTexts:
+    """The text of a token standing alone."""
+
+    def __init__(self, table: TokenTable | None, decoder: Decoder) -> None:
+        self._pieces = table.pieces if table is not None else None
+        self._decoder = decoder
+
+    def bytes_of(self, token: int) -> bytes:
+        if self._pieces is not None:
+            return self._pieces[token] or b""
+        return self._decoder.decode([token], skip_special_tokens=False).encode()
+
+
+def chat_logprobs(texts: TokenTexts, scores: Sequence[Scored]) -> dict[str, Any]:  # Any: JSON
+    return {
+        "content": [
+            {
+                **_chat_entry(texts, scored.token, scored.logprob),
+                "top_logprobs": [
+                    _chat_entry(texts, token, logprob)
+                    for token, logprob in zip(scored.ids, scored.logprobs, strict=True)
+                ],
+            }
+            for scored in scores
+        ]
+    }
+
+
+def completion_logprobs(texts: TokenTexts, scores: Sequence[Scored], offset: int) -> tuple[dict[str, Any], int]:
+    """`offset` is where the first token's text begins, in characters; returns where the next one's does too. A token's own
+    logprob is among the alternatives even when it is not one of the likeliest."""
+    tokens, offsets = [], []
+    for scored in scores:
+        text = _text(texts.bytes_of(scored.token))
+        tokens.append(text)
+        offsets.append(offset)
+        offset += len(text)
+    alternatives = [
+        {_text(texts.bytes_of(token)): _finite(logprob) for token, logprob in _own_and_others(scored)}
+        for scored in scores
+    ]
+    logprobs = {
+        "text_offset": offsets,
+        "token_logprobs": [_finite(scored.logprob) for scored in scores],
+        "tokens": tokens,
+        "top_logprobs": alternatives,
+    }
+    return logprobs, offset
+
+
+def _own_and_others(scored: Scored) -> list[tuple[int, float]]:
+    return [(scored.token, scored.logprob), *zip(scored.ids, scored.logprobs, strict=True)]
+
+
+def _chat_entry(texts: TokenTexts, token: int, logprob: float) -> dict[str, Any]:
+    piece = texts.bytes_of(token)
+    return {"token": _text(piece), "logprob": _finite(logprob), "bytes": list(piece)}
+
+
+def _text(piece: bytes) -> str:
+    return piece.decode(errors="replace")
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LOWEST)
