@@ -1,0 +1,26 @@
+"""The short forms of the chaos and kill drivers: everything accounted for, every byte right."""
+
+from pathlib import Path
+
+import pytest
+
+from loadtests.chaos import chaos, kills
+
+
+@pytest.fixture(autouse=True)
+def embedded_model(model_folder: Path) -> None:
+    """Converted, so that the fleets start at once."""
+
+
+def test_every_request_under_mixed_faults_is_accounted_for(tmp_path: Path) -> None:
+    ledger = chaos.measure(seed=1, seconds=12, concurrency=12, log_path=tmp_path / "log")
+
+    assert ledger.is_clean, ledger
+    assert ledger.endings["finished"] > 20 and sum(ledger.faults.values()) >= 3
+
+
+def test_what_a_killed_worker_did_not_serve_is_whole_and_it_is_back_soon(tmp_path: Path) -> None:
+    result = kills.measure_worker_kills(num_streams=40, num_kills=3, log_path=tmp_path / "log")
+
+    assert {one.ending for one in result.seen} == {"finished", "broken"}
+    assert sorted(result.recoveries_s)[1] < 2.0

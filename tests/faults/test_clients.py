@@ -1,0 +1,149 @@
+"""Clients that misbehave: they get what they deserve, and everybody else is served."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loadtests.chaos.client import Seen, complete
+from tests.integration.fleet import Fleet
+
+BODY = {"prompt": "hi", "max_tokens": 5, "ignore_eos": True, "stream": True}
+REQUEST = json.dumps({**BODY, "stream": False}).encode()
+HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def fleet(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    log_path = tmp_path_factory.mktemp("clients") / "log"
+    with Fleet(log_path, str(model_folder), "--engine", "sim", "--workers", "1", "--sim-step-ms", "5") as fleet:
+        yield fleet
+
+
+def connect(fleet: Fleet) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", fleet.port), timeout=10)
+
+
+def serves(fleet: Fleet) -> bool:
+    return asyncio.run(complete(fleet.port, BODY, Seen())).ending == "finished"
+
+
+def is_idle(fleet: Fleet) -> bool:
+    """No sequence is left in the engine."""
+    with socket.create_connection(("127.0.0.1", fleet.ops_port), timeout=5) as probe:
+        probe.sendall(b"GET /metrics HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+        text = b"".join(iter(lambda: probe.recv(65536), b"")).decode()
+    names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{")
+    values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(names)]
+    return bool(values) and sum(values) == 0
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00",  # a TLS hello
+        b"GET\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\ncontent-length: many\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+def test_malformed_http_is_answered_with_400_or_an_end(fleet: Fleet, rubbish: bytes) -> None:
+    with connect(fleet) as client:
+        client.sendall(rubbish)
+        answer = client.recv(4096)
+
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+    assert serves(fleet)
+
+
+def test_pipelined_requests_are_answered_in_order(fleet: Fleet) -> None:
+    bodies = [json.dumps({"prompt": "hi", "max_tokens": n, "ignore_eos": True}).encode() for n in (9, 1, 4)]
+    with connect(fleet) as client:
+        client.sendall(b"".join(HEAD % len(body) + body for body in bodies))
+        received = b""
+        while received.count(b'"completion_tokens"') < 3:
+            piece = client.recv(65536)
+            assert piece, received
+            received += piece
+
+    places = [received.find(b'"completion_tokens":%d' % number) for number in (9, 1, 4)]
+    assert places == sorted(places) and places[0] > 0
+
+
+@pytest.mark.parametrize("sent", ["half a head", "half a body", "all", "first event"])
+def test_a_client_that_leaves_in_any_phase_leaves_nothing_behind(fleet: Fleet, sent: str) -> None:
+    body = json.dumps(
+        {"prompt": "hi", "max_tokens": 1500, "ignore_eos": True, "stream": sent == "first event"}
+    ).encode()
+    request = HEAD % len(body) + body
+    size = {"half a head": 30, "half a body": len(request) - 10}.get(sent, len(request))
+    for _ in range(20):
+        with connect(fleet) as client:
+            client.sendall(request[:size])
+            if sent == "first event":
+                client.recv(1)
+
+    fleet.wait_until(lambda: is_idle(fleet), 10)
+    assert serves(fleet)
+
+
+def test_hundreds_of_idle_connections_cost_nobody_anything(fleet: Fleet) -> None:
+    clients = [connect(fleet) for _ in range(500)]
+    try:
+        for client in clients[:20]:
+            client.sendall(HEAD % len(REQUEST) + REQUEST)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+        assert serves(fleet) and fleet.probe("/livez") == 200
+    finally:
+        for client in clients:
+            client.close()
+
+
+def test_slow_readers_are_cut_at_their_bound_and_others_are_served(model_folder: Path, tmp_path: Path) -> None:
+    flags = ("--engine", "sim", "--workers", "1", "--sim-step-ms", "0", "--stream-buffer-bytes", "4096")
+    # Some megabytes: the kernel's buffers swallow the first of them.
+    body = json.dumps({"prompt": "hi", "max_tokens": 5000, "n": 8, "ignore_eos": True, "stream": True}).encode()
+    with Fleet(tmp_path / "log", str(model_folder), *flags) as fleet:
+        slow = []
+        for _ in range(3):
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", fleet.port))
+            client.sendall(HEAD % len(body) + body)
+            slow.append(client)
+
+        assert serves(fleet)
+        fleet.wait_until(lambda: is_idle(fleet), 60)
+        for client in slow:
+            client.settimeout(10)
+            received = b""
+            try:
+                while piece := client.recv(65536):
+                    received += piece
+            except ConnectionResetError:
+                pass
+            assert b"[DONE]" not in received
+            client.close()
+        assert serves(fleet)
+
+
+def test_a_worker_that_dies_at_every_start_is_tried_ever_less_often_while_the_others_serve(
+    model_folder: Path, tmp_path: Path
+) -> None:
+
+    flags = ("--engine", "sim", "--workers", "2", "--sim-step-ms", "5")
+    with Fleet(tmp_path / "log", str(model_folder), *flags) as fleet:
+        for _ in range(3):
+            fleet.wait_until(lambda: len(fleet.pids("worker 0")) == 1, 10)
+            os.kill(fleet.pids("worker 0")[0], signal.SIGKILL)
+            assert serves(fleet)
+
+        waited_s = fleet.wait_until(lambda: len(fleet.pids("worker 0")) == 1, 10)
+
+        assert waited_s > 0.5, "the third death in a row is not answered at once"
