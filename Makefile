@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check ops-tools ops-test monitoring bench peers gpu-test gpu-bench chart chart-tools clean
+.PHONY: install serve test lint check ops-tools ops-test monitoring bench peers gpu-test gpu-bench chart chart-tools balance-test clean
 
 install: $(STAMP)
 
@@ -38,6 +38,13 @@ ops-tools:
 
 ops-test: install ops-tools
 	$(BIN)/python -m pytest -m ops tests/ops
+
+# Two fleets behind HAProxy, nginx and Envoy: streams, their spread, a drain under load.
+balance-test: install
+	{ test -x /usr/sbin/haproxy && test -x /usr/sbin/nginx; } || { \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy nginx-light; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[balancers]'
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -m ops tests/balancers
 
 # ops/dashboards and ops/alerts from ops/monitoring, and the pictures of README from a fleet under load.
 monitoring: install

@@ -1,0 +1,175 @@
+"""The real balancers before two fleets: their configuration as docs/operators.md asks for it, and a process each."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from loadtests.peers.server import free_port
+from tests.integration.fleet import Fleet
+
+START_TIMEOUT_S = 20.0
+BINARIES = {"haproxy": "haproxy", "nginx": "nginx", "envoy": "envoy"}
+
+HAPROXY = """
+global
+  maxconn 1000
+defaults
+  mode http
+  timeout connect 2s
+  timeout client 60s
+  timeout server 60s
+frontend clients
+  bind 127.0.0.1:{port}
+  default_backend fleets
+backend fleets
+  balance leastconn
+  option httpchk
+  http-check send meth GET uri /readyz
+  default-server check inter 200ms fall 2 rise 1
+  server a 127.0.0.1:{a} check port {ops_a}
+  server b 127.0.0.1:{b} check port {ops_b}
+"""
+
+NGINX = """
+daemon off;
+pid {folder}/nginx.pid;
+error_log stderr;
+worker_processes 1;
+events {{ worker_connections 512; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  upstream fleets {{
+    least_conn;
+    server 127.0.0.1:{a} max_fails=1 fail_timeout=1s;
+    server 127.0.0.1:{b} max_fails=1 fail_timeout=1s;
+    keepalive 32;
+  }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://fleets;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_buffering off;
+      proxy_read_timeout 60s;
+      proxy_next_upstream error non_idempotent;
+    }}
+  }}
+}}
+"""
+
+ENVOY = """
+static_resources:
+  listeners:
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: clients
+          route_config:
+            virtual_hosts:
+            - name: fleets
+              domains: ["*"]
+              routes: [{{match: {{prefix: "/"}}, route: {{cluster: fleets, timeout: 0s}}}}]
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+  clusters:
+  - name: fleets
+    type: STATIC
+    lb_policy: LEAST_REQUEST
+    common_lb_config: {{healthy_panic_threshold: {{value: 0}}}}
+    health_checks:
+    - {{timeout: 1s, interval: 0.2s, no_traffic_interval: 0.2s, unhealthy_threshold: 2, healthy_threshold: 1,
+        http_health_check: {{path: /readyz}}}}
+    load_assignment:
+      cluster_name: fleets
+      endpoints:
+      - lb_endpoints:
+        - endpoint:
+            address: {{socket_address: {{address: 127.0.0.1, port_value: {a}}}}}
+            health_check_config: {{port_value: {ops_a}}}
+        - endpoint:
+            address: {{socket_address: {{address: 127.0.0.1, port_value: {b}}}}}
+            health_check_config: {{port_value: {ops_b}}}
+"""
+
+
+def binary_or_none(name: str) -> str | None:
+    return shutil.which(BINARIES[name]) or shutil.which(BINARIES[name], path="/usr/sbin")
+
+
+class Balancer:
+    """Started on entering, when it passes requests through; ended on leaving."""
+
+    def __init__(self, name: str, fleets: tuple[Fleet, Fleet], folder: Path) -> None:
+        self.name, self.port, self._folder = name, free_port(), folder
+        a, b = fleets
+        template = {"haproxy": HAPROXY, "nginx": NGINX, "envoy": ENVOY}[name]
+        self._file = folder / f"{name}.yaml"  # Envoy goes by the suffix
+        self._file.write_text(
+            template.format(
+                port=self.port, folder=folder, a=a.port, b=b.port, ops_a=a.ops_port, ops_b=b.ops_port
+            ).strip()
+            + "\n"
+        )
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "Balancer":
+        program = binary_or_none(self.name)
+        assert program is not None
+        arguments = {
+            "haproxy": ["-db", "-f", str(self._file)],
+            "nginx": ["-p", str(self._folder), "-c", str(self._file)],
+            "envoy": ["--config-path", str(self._file), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warning"],
+        }[self.name]
+        self._log = self._folder / f"{self.name}.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen([program, *arguments], stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_until(self._passes, START_TIMEOUT_S, lambda: self._log.read_text(errors="replace")[-2000:])
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _passes(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.base_url + "/v1/models", timeout=2) as response:
+                return int(response.status) == 200
+        except (urllib.error.HTTPError, OSError):
+            return False
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, explain: Callable[[], str]) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, explain()
+        time.sleep(0.05)
