@@ -25,6 +25,7 @@ def build_app(services: Services) -> ASGIApp:
         metrics=services.metrics,
         api_keys=server.api_key,
         paths=frozenset(route.path for route in routes),
+        tracer=services.tracer,
     )
     if server.allowed_origins:  # outermost: browsers must be able to read errors too
         app = CORSMiddleware(

@@ -9,13 +9,16 @@ import random
 import time
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apiserver.asgi import ClientLeft, header, refuse_body, send_error
 from apiserver.errors import ApiError, BodyTooLarge, GenerationFailed, Unauthorized
 from apiserver.metrics import WorkerMetrics
+
+if TYPE_CHECKING:  # imported only where tracing is on
+    from apiserver.tracing import RequestTracer
 
 logger = logging.getLogger("tokenfleet.request")
 
@@ -31,9 +34,15 @@ class RequestMiddleware:
     keys `fair_key`, which of them it was."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: WorkerMetrics, api_keys: tuple[str, ...], paths: frozenset[str]
+        self,
+        app: ASGIApp,
+        *,
+        metrics: WorkerMetrics,
+        api_keys: tuple[str, ...],
+        paths: frozenset[str],
+        tracer: "RequestTracer | None" = None,
     ) -> None:
-        self._app, self._metrics, self._paths = app, metrics, paths
+        self._app, self._metrics, self._paths, self._tracer = app, metrics, paths, tracer
         self._key_digests = [_digest(key.encode()) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +110,8 @@ class RequestMiddleware:
             self._metrics.on_http(scope["method"], handler, status, duration_s, request_bytes, response_bytes)
         level = logging.DEBUG if path in QUIET else logging.INFO
         is_slow = duration_s > self._metrics.slow.floor_s and "finish" in log  # the first of a minute are slow, too
-        if not is_slow and not logger.isEnabledFor(level):
+        is_traced = self._tracer is not None and path not in UNCOUNTED
+        if not is_slow and not is_traced and not logger.isEnabledFor(level):
             return
         fields = {
             "request_id": request_id,
@@ -113,6 +123,8 @@ class RequestMiddleware:
         }
         if is_slow:
             self._metrics.slow.offer(duration_s, fields)
+        if self._tracer is not None and is_traced:
+            self._tracer.record(scope["headers"], fields, scope["state"].get("generation"))
         logger.log(level, "request", extra=fields)
 
 

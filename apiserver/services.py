@@ -1,6 +1,7 @@
 """What the routes of one worker reach through the ASGI state: built once by apiserver.worker, never looked up globally."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from apiserver.engine_client import EngineClient
 from apiserver.metrics import WorkerMetrics
@@ -9,6 +10,9 @@ from config.model_folder import ModelFolder
 from config.settings import Settings
 from ipc.exposition import Exposition
 from ipc.fleet_page import FleetPage
+
+if TYPE_CHECKING:  # imported only where tracing is on
+    from apiserver.tracing import RequestTracer
 
 
 @dataclass(frozen=True)
@@ -21,3 +25,4 @@ class Services:
     exposition: Exposition
     fleet: FleetPage
     slot: int
+    tracer: "RequestTracer | None" = None  # None: tracing is off

@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import time
+from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
@@ -32,6 +33,9 @@ from ipc.handles import WorkerHandles
 from ipc.ring import RingReader
 from ipc.segment import Segment
 from ipc.sockets import WorkerSocket
+
+if TYPE_CHECKING:  # imported only where tracing is on
+    from apiserver.tracing import RequestTracer
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +87,8 @@ async def serve(settings: Settings, model: ModelFolder, handles: WorkerHandles, 
     await asyncio.gather(*server.server_state.tasks, return_exceptions=True)  # cancelled ones still send their aborts
     heart.stop()
     services.client.close()
+    if services.tracer is not None:
+        await loop.run_in_executor(None, services.tracer.close)
     logger.info("worker stopped", extra={"slot": handles.slot})
 
 
@@ -110,7 +116,17 @@ def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandl
         exposition=Exposition(pages),
         fleet=FleetPage(Segment.attach(handles.fleet_fd).view),
         slot=handles.slot,
+        tracer=_build_tracer(settings, model, handles.slot),
     )
+
+
+def _build_tracer(settings: Settings, model: ModelFolder, slot: int) -> "RequestTracer | None":
+    endpoint = settings.ops.otlp_traces_endpoint
+    if endpoint is None:
+        return None
+    from apiserver.tracing import RequestTracer  # some 10 MB and a thread: only where it is on
+
+    return RequestTracer(endpoint, model_name=model.name, worker=slot)
 
 
 def _journal(server: ServerSettings) -> Journal | None:

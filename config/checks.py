@@ -1,6 +1,7 @@
 """Rules between settings, and between settings and the model: what no single field can know. All faults at once."""
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 from config.load import Configuration
 from config.model_folder import ModelFolder
@@ -17,6 +18,7 @@ def faults_of(configuration: Configuration) -> list[str]:
         _check_addresses,
         _check_timeouts,
         _check_batch,
+        _check_tracing,
     )
     return [fault for rule in rules for fault in rule(configuration)]
 
@@ -72,3 +74,20 @@ def _check_batch(configuration: Configuration) -> Iterator[str]:
     engine, model = configuration.settings.engine, configuration.settings.model
     if model.max_model_len is not None and engine.block_size > model.max_model_len:
         yield f"--block-size {engine.block_size} exceeds --max-model-len {model.max_model_len}: lower it"
+
+
+def _check_tracing(configuration: Configuration) -> Iterator[str]:
+    endpoint = configuration.settings.ops.otlp_traces_endpoint
+    if endpoint is None:
+        return
+    if not endpoint.startswith(("http://", "https://")):
+        yield f"--otlp-traces-endpoint {endpoint} is not an http or https URL, as http://collector:4318/v1/traces"
+    if not _is_installed("opentelemetry.exporter.otlp.proto.http"):
+        yield "--otlp-traces-endpoint needs packages that are not installed: pip install '.[otel]'"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its parent
+        return False

@@ -127,6 +127,10 @@ class OpsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     log_format: Annotated[
         Literal["text", "json"], Meta(description="one line per event, for people or for machines")
     ] = "text"
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        Meta(description="URL of an OTLP/HTTP collector that gets a trace per request; needs the extra otel"),
+    ] = None
     ring_bytes: Annotated[
         int, Meta(ge=65536, description="size of one token ring (engine to worker), a power of two")
     ] = 1 << 20

@@ -66,6 +66,7 @@ async def answer(
     """Generate and answer, as a stream of events or as one body. Raises ApiError while a status can be sent."""
     state = scope["state"]
     log: dict[str, Any] = state["log"]
+    state["generation"] = request
     if fair_key := state.get("fair_key"):
         request = structs.replace(request, fair_key=fair_key)
     texts = [_text_stream(request, services) for _ in range(request.num_choices)]

@@ -27,13 +27,13 @@ def test_packages_come_from_this_checkout(package: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["apiserver.worker", "apiserver.preload", "ipc.broker", "ops.supervisor"])
-def test_importing_a_light_role_loads_no_torch(module: str) -> None:
+def test_importing_a_light_role_loads_no_torch_and_no_tracing(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
 
-    assert not {"torch", "transformers", "flash_attn"} & set(loaded)
+    assert not {"torch", "transformers", "flash_attn", "opentelemetry"} & set(loaded)
 
 
 def test_no_worker_of_a_running_fleet_has_torch_mapped(sim_fleet: Fleet) -> None:

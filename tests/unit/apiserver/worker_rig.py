@@ -21,6 +21,7 @@ from apiserver.engine_client import EngineClient
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded, preload
 from apiserver.services import Services
+from apiserver.tracing import RequestTracer
 from config.model_folder import ModelFolder, read_model_folder
 from config.settings import ModelSettings, ServerSettings, Settings
 from ipc.doorbell import Doorbell
@@ -160,6 +161,7 @@ class WorkerRig:
         text: str = "Hello world!",
         server: ServerSettings | None = None,
         preloaded: Preloaded | None = None,
+        tracer: RequestTracer | None = None,
     ) -> None:
         settings = Settings(server=server or ServerSettings())
         self.model: ModelFolder = read_model_folder(folder, ModelSettings(served_model_name=("tiny", "alias")))
@@ -189,6 +191,7 @@ class WorkerRig:
             exposition=Exposition([page]),
             fleet=self.fleet,
             slot=0,
+            tracer=tracer,
         )
         self.app = build_app(self.services)
 
