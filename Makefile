@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check ops-tools ops-test monitoring bench peers gpu-test gpu-bench chart chart-tools balance-test clean
+.PHONY: install serve test lint check kills overload chaos ops-tools ops-test monitoring bench peers gpu-test gpu-bench \
+	chart chart-tools balance-test clean
 
 install: $(STAMP)
 
@@ -66,6 +67,16 @@ gpu-bench:
 	$(PYTHON) -m loadtests.gpu.offline --streams 1024
 	$(PYTHON) -m loadtests.gpu.steps
 	$(PYTHON) -m loadtests.gpu.steps --shape llama-3.1-8b
+
+# How the fleet takes being killed, flooded and tormented; minutes each. `make test` has the short forms.
+kills: install
+	$(BIN)/python -m loadtests.chaos.kills
+
+overload: install
+	$(BIN)/python -m loadtests.chaos.overload
+
+chaos: install
+	$(BIN)/python -m loadtests.chaos.chaos --seconds 360 --seeds 5
 
 # The Helm chart: lint, every values file rendered, strict schemas of Kubernetes 1.30 to 1.37 and of the CRDs.
 chart: chart-tools

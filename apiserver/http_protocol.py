@@ -116,8 +116,15 @@ class FleetHttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol, which also tells the response in progress of its connection."""
 
     listener: ConnectionListener | None = None
+    _head_timer: asyncio.TimerHandle | None = None  # until the connection's first head is whole
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """A client that says nothing, or says it too slowly, does not keep its connection; uvicorn sees to later heads."""
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(self.timeout_keep_alive, transport.close)
 
     def on_headers_complete(self) -> None:
+        self._forget_head_timer()
         previous = self.cycle
         super().on_headers_complete()
         if self.cycle is not previous:  # else an upgrade took the connection
@@ -139,9 +146,15 @@ class FleetHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._forget_head_timer()
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.on_disconnected()
+
+    def _forget_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 def stream_writer_of(scope: Any) -> StreamWriter | None:  # Any: ASGI scopes are dicts of many types

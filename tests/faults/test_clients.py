@@ -1,10 +1,13 @@
 """Clients that misbehave: they get what they deserve, and everybody else is served."""
 
 import asyncio
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +106,21 @@ def test_hundreds_of_idle_connections_cost_nobody_anything(fleet: Fleet) -> None
     finally:
         for client in clients:
             client.close()
+
+
+def test_a_client_that_never_finishes_its_first_head_is_cut_off(model_folder: Path, tmp_path: Path) -> None:
+    flags = ("--engine", "sim", "--workers", "1", "--timeout-keep-alive-s", "1")
+    with Fleet(tmp_path / "log", str(model_folder), *flags) as fleet, connect(fleet) as silent, connect(fleet) as loris:
+        started_s = time.monotonic()
+        loris.sendall(b"GET /v1/models HTTP/1.1\r\nx-a: ")
+        with contextlib.suppress(OSError):
+            while time.monotonic() - started_s < 5:
+                loris.sendall(b"a")
+                if loris in select.select([loris], [], [], 0.1)[0]:
+                    break
+
+        assert loris.recv(100) == b"" and silent.recv(100) == b""
+        assert time.monotonic() - started_s < 4 and serves(fleet)
 
 
 def test_slow_readers_are_cut_at_their_bound_and_others_are_served(model_folder: Path, tmp_path: Path) -> None:
