@@ -42,6 +42,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     is_stream: bool = False
     include_usage: bool = False
     priority: int = 0
+    cache_salt: bytes = b""  # only requests with the same one share K/V
     deadline_s: float | None = None
     fair_key: int = 0  # which of several API keys it came with, from 1; 0: there is no more than one
 
@@ -238,7 +239,7 @@ def submit(request: GenerationRequest, choices: Sequence[Choice], client: Engine
     metrics.params_n.observe(request.n)
     for prompt_index, prompt in enumerate(request.prompts):
         metrics.params_max_tokens.observe(request.max_tokens[prompt_index])
-        block_hashes = client.block_hashes(prompt.ids)
+        block_hashes = client.block_hashes(prompt.ids, request.cache_salt)
         for number in range(request.n):
             choice = choices[prompt_index * request.n + number]
             choice.stream_id = client.submit(

@@ -63,6 +63,8 @@ class BatchState:
             (rows, max(1, len(eos_token_ids))), NO_STOP_ID, np.int32
         )  # eos and stop ids; may be widened
         self.logit_bias: list[tuple[tuple[int, float], ...]] = [()] * rows
+        self.allowed_token_ids: list[tuple[int, ...]] = [()] * rows
+        self.is_restricted = np.zeros(rows, np.bool_)  # to the allowed token ids
         self.num_logprobs = np.full(rows, NO_LOGPROBS, np.int32)
 
         # Stop checks and the way back.
@@ -158,6 +160,8 @@ class BatchState:
         self.seed[row] = _mix(self._seed, stream_id) if sampling.seed is None else sampling.seed & _U64
         self.min_tokens[row] = sampling.min_tokens
         self.logit_bias[row] = sampling.logit_bias
+        self.allowed_token_ids[row] = sampling.allowed_token_ids
+        self.is_restricted[row] = bool(sampling.allowed_token_ids)
         self.num_logprobs[row] = sampling.num_logprobs
         stop_ids = sampling.stop_token_ids if sampling.ignore_eos else (*self.eos_token_ids, *sampling.stop_token_ids)
         self._widen_stop_ids(len(stop_ids))

@@ -165,6 +165,7 @@ class CudaRunner:
                 or state.repetition_penalty[row] != 1.0
                 or state.min_tokens[row] > 0
                 or bool(state.logit_bias[row])
+                or bool(state.is_restricted[row])
                 or state.num_logprobs[row] != NO_LOGPROBS
             )
 

@@ -123,6 +123,9 @@ class Intake:
         largest = int(np.frombuffer(prompt, "<u4").max())
         if largest >= self._vocab_size:
             return f"token id {largest} is outside the vocabulary of {self._vocab_size}"
+        for token_id in message.sampling.allowed_token_ids:
+            if not 0 <= token_id < self._vocab_size:
+                return f"allowed token id {token_id} is outside the vocabulary of {self._vocab_size}"
         for token_id, _ in message.sampling.logit_bias:
             if not 0 <= token_id < self._vocab_size:
                 return f"logit_bias token id {token_id} is outside the vocabulary of {self._vocab_size}"

@@ -1,6 +1,6 @@
 """Logits become token ids, batched over rows, each row by its own parameters. Semantics are vLLM's:
 
-    min_tokens mask and logit bias → penalties → (greedy rows: argmax) → temperature → min_p → top_k → top_p → draw
+    allowed ids, min_tokens mask and logit bias → penalties → (greedy rows: argmax) → temperature → min_p → top_k → top_p → draw
 
 A draw inverts the row's cumulative distribution, in token order, at a uniform number that depends on the row's seed and
 position alone (engine_core.philox), so it does not depend on the rest of the batch. Rows that ask for nothing cost
@@ -29,6 +29,7 @@ class Sampler:
         """(m, vocab_size) float32 logits of (m,) BatchState rows; the logits are overwritten."""
         scored = np.flatnonzero(self._state.num_logprobs[rows] != NO_LOGPROBS)
         logprobs = _log_softmax(logits, scored) if len(scored) else None
+        self._mask_all_but_allowed(logits, rows)
         self._mask_stop_ids(logits, rows)
         self._add_logit_bias(logits, rows)
         self._penalize(logits, rows)
@@ -58,6 +59,12 @@ class Sampler:
                 zip(rows.tolist(), counts.tolist(), own.tolist(), strict=True)
             )
         }
+
+    def _mask_all_but_allowed(self, logits: Tensor, rows: Rows) -> None:
+        for index in np.flatnonzero(self._state.is_restricted[rows]):
+            ids = torch.tensor(self._state.allowed_token_ids[rows[index]], device=logits.device)
+            kept = logits[index, ids]
+            logits[index].fill_(-torch.inf)[ids] = kept
 
     def _mask_stop_ids(self, logits: Tensor, rows: Rows) -> None:
         """No stop id before min_tokens."""

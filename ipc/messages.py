@@ -17,7 +17,7 @@ from typing import NewType
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 StreamId = NewType("StreamId", int)
 """64 bits: worker slot (16), worker generation (16), number within the generation (32)."""
@@ -63,6 +63,7 @@ class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
     ignore_eos: bool = False  # eos_token_ids of the model do not stop; stop_token_ids still do
     logit_bias: tuple[tuple[int, float], ...] = ()
     num_logprobs: int = NO_LOGPROBS  # alternatives beside each token's own logprob
+    allowed_token_ids: tuple[int, ...] = ()  # nothing else is drawn; (): everything may be
 
 
 class Generate(Struct, frozen=True, array_like=True, tag=1, kw_only=True):

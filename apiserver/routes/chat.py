@@ -13,7 +13,7 @@ from apiserver.routes.generate import answer, check_model, deadline_of, request_
 from apiserver.schema.requests import decode_chat
 from apiserver.schema.responses import ChatEvents, chat_body
 from apiserver.schema.unsupported import refuse_unsupported
-from apiserver.schema.validate import generation_request
+from apiserver.schema.validate import generation_request, is_truncated
 from apiserver.services import Services
 
 
@@ -32,7 +32,9 @@ class ChatCompletions:
         started_s = time.monotonic()
         text = render_chat(request, services.preloaded.chat_template)
         ids = await self._prompts.encode(
-            [text], add_special_tokens=bool(request.add_special_tokens), bounded_field="messages"
+            [text],
+            add_special_tokens=bool(request.add_special_tokens),
+            bounded_field=None if is_truncated(request) else "messages",
         )
         services.metrics.tokenize.observe(time.monotonic() - started_s)
         generation = generation_request(

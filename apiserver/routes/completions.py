@@ -12,7 +12,7 @@ from apiserver.routes.generate import answer, check_model, deadline_of, request_
 from apiserver.schema.requests import CompletionRequest, decode_completion
 from apiserver.schema.responses import CompletionEvents, completion_body
 from apiserver.schema.unsupported import refuse_unsupported
-from apiserver.schema.validate import generation_request, prompts_of
+from apiserver.schema.validate import generation_request, is_truncated, prompts_of
 from apiserver.services import Services
 
 
@@ -50,7 +50,9 @@ class Completions:
             return tuple(prompts)
         started_s = time.monotonic()
         encoded = await self._prompts.encode(
-            prompts, add_special_tokens=request.add_special_tokens is not False, bounded_field="prompt"
+            prompts,
+            add_special_tokens=request.add_special_tokens is not False,
+            bounded_field=None if is_truncated(request) else "prompt",
         )
         services.metrics.tokenize.observe(time.monotonic() - started_s)
         return tuple(map(Prompt, encoded))

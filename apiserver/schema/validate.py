@@ -21,6 +21,7 @@ MAX_LOGIT_BIAS = 1024  # entries
 MAX_STOP_TOKEN_IDS = 1024
 MAX_STOP_LENGTH = 1024  # characters
 MAX_REQUEST_ID_CHARS = 128
+MAX_CACHE_SALT_CHARS = 1024
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default of /v1/completions
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -39,6 +40,7 @@ def generation_request(
 ) -> GenerationRequest:
     """Raises InvalidRequest, ContextTooLong."""
     wanted = _wanted_tokens(request)
+    prompts = _truncated(request, prompts, model.max_model_len)
     n = _within("n", request.n, 1, 1, limits.max_n)
     _check_num_choices(len(prompts), n, limits)
     max_tokens = tuple(_max_tokens(request, prompt.num_tokens, wanted, model.max_model_len) for prompt in prompts)
@@ -54,8 +56,37 @@ def generation_request(
         is_stream=bool(request.stream),
         include_usage=_include_usage(request),
         priority=_within("priority", request.priority, 0, -INT32_MAX - 1, INT32_MAX),
+        cache_salt=_cache_salt(request),
         deadline_s=deadline_s,
     )
+
+
+def is_truncated(request: SamplingFields) -> bool:
+    """Whether a prompt longer than the context is cut instead of refused."""
+    return request.truncate_prompt_tokens is not None
+
+
+def _truncated(request: SamplingFields, prompts: tuple[Prompt, ...], max_model_len: int) -> tuple[Prompt, ...]:
+    """The last tokens of each prompt, as many as asked for, or the first ones; -1 is as many as the context leaves with
+    room for one token of output."""
+    limit = request.truncate_prompt_tokens
+    if limit is None:
+        return prompts
+    if limit != -1:
+        _within("truncate_prompt_tokens", limit, 1, 1, max_model_len)
+    num_bytes = 4 * (max_model_len - 1 if limit == -1 else limit)
+    if request.truncation_side == "right":
+        return tuple(Prompt(prompt.ids[:num_bytes]) for prompt in prompts)
+    return tuple(Prompt(prompt.ids[-num_bytes:]) for prompt in prompts)
+
+
+def _cache_salt(request: SamplingFields) -> bytes:
+    salt = request.cache_salt
+    if salt is None:
+        return b""
+    if not 1 <= len(salt) <= MAX_CACHE_SALT_CHARS:
+        raise InvalidRequest(f"cache_salt must have 1 to {MAX_CACHE_SALT_CHARS} characters", param="cache_salt")
+    return salt.encode()
 
 
 def request_id_or_none(request: SamplingFields) -> str | None:
@@ -132,7 +163,18 @@ def _sampling(request: SamplingFields, model: ModelFolder, max_tokens: int) -> S
         ignore_eos=bool(request.ignore_eos),
         logit_bias=_logit_bias(request.logit_bias or {}, model.vocab_size),
         num_logprobs=_num_logprobs(request),
+        allowed_token_ids=_allowed_token_ids(request, model.vocab_size),
     )
+
+
+def _allowed_token_ids(request: SamplingFields, vocab_size: int) -> tuple[int, ...]:
+    ids = request.allowed_token_ids
+    if ids is None:
+        return ()
+    if not 1 <= len(ids) <= vocab_size:
+        raise InvalidRequest(f"allowed_token_ids must have 1 to {vocab_size} entries", param="allowed_token_ids")
+    check_token_ids("allowed_token_ids", ids, vocab_size)
+    return tuple(dict.fromkeys(ids))
 
 
 def _num_logprobs(request: SamplingFields) -> int:

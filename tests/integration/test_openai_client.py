@@ -332,3 +332,31 @@ def test_logprobs_that_cannot_be_given_are_refused(client: Any, model: str) -> N
         client.chat.completions.create(model=model, messages=CHAT, top_logprobs=2)
     with pytest.raises(openai.BadRequestError, match="between 0 and 20"):
         client.completions.create(model=model, prompt="x", logprobs=21)
+
+
+def test_only_requests_of_the_same_cache_salt_share_their_prefix(client: Any, model: str) -> None:
+    prompt = (
+        "A long prompt that fills several blocks of the cache, word by word, until there is something to share. " * 3
+    )
+
+    def num_cached(salt: str) -> int:
+        answer = client.completions.create(
+            model=model, prompt=prompt, max_tokens=1, temperature=0, extra_body={"cache_salt": salt}
+        )
+        return answer.usage.prompt_tokens_details.cached_tokens or 0
+
+    assert (num_cached("one"), num_cached("two")) == (0, 0)
+    assert num_cached("one") > 0
+
+
+def test_nothing_but_the_allowed_tokens_is_generated(client: Any, model: str) -> None:
+    answer = client.completions.create(
+        model=model,
+        prompt="Count:",
+        max_tokens=9,
+        logprobs=0,
+        extra_body={"allowed_token_ids": [33, 34], "ignore_eos": True},
+    )
+
+    tokens = answer.choices[0].logprobs.tokens
+    assert len(tokens) == 9 and len(set(tokens)) <= 2

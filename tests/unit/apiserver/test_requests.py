@@ -93,11 +93,11 @@ def test_a_field_without_a_type_is_either_refused_or_listed_as_void() -> None:
 # A value of each field that asks for something.
 ASKING: dict[str, Any] = {
     "top_logprobs": 2, "prompt_logprobs": 0, "logprob_token_ids": [1], "echo": True, "best_of": 2,
-    "use_beam_search": True, "length_penalty": 0.5, "allowed_token_ids": [1], "bad_words": ["x"],
-    "truncate_prompt_tokens": 5, "truncation_side": "left", "spaces_between_special_tokens": False,
+    "use_beam_search": True, "length_penalty": 0.5, "bad_words": ["x"],
+    "spaces_between_special_tokens": False,
     "response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}, "guided_json": {},
     "guided_regex": "a", "guided_choice": ["a"], "guided_grammar": "a", "thinking_token_budget": 5,
-    "stream_interval": 4, "cache_salt": "s", "kv_transfer_params": {"a": 1}, "ec_transfer_params": {"a": 1},
+    "stream_interval": 4, "kv_transfer_params": {"a": 1}, "ec_transfer_params": {"a": 1},
     "vllm_xargs": {"a": 1}, "logits_processors": ["p"], "return_token_ids": True, "return_tokens_as_token_ids": True,
     "routed_experts_prompt_start": 1, "prompt_embeds": "AA", "repetition_detection": {}, "watermarking": True,
     "chat_template": "x", "tools": [{"type": "function"}], "tool_choice": "required", "functions": [{}],
@@ -156,6 +156,20 @@ def test_logprobs_are_asked_for_in_two_ways() -> None:
         assert caught.value.param == param
 
 
+def test_a_prompt_is_cut_to_its_end_or_to_its_beginning() -> None:
+    prompt = Prompt(array("I", range(1, MAX_MODEL_LEN + 100)).tobytes())
+
+    def cut(**fields: Any) -> list[int]:
+        request = completion_request(max_tokens=1, **fields)
+        done = generation_request(request, (prompt,), MODEL, LIMITS, request_id="r", deadline_s=None)
+        return array("I", done.prompts[0].ids).tolist()
+
+    last = MAX_MODEL_LEN + 99
+    assert cut(truncate_prompt_tokens=3) == [last - 2, last - 1, last]
+    assert cut(truncate_prompt_tokens=3, truncation_side="right") == [1, 2, 3]
+    assert len(cut(truncate_prompt_tokens=-1)) == MAX_MODEL_LEN - 1
+
+
 def test_unknown_fields_and_labels_are_accepted() -> None:
     request = chat_request(user="u", metadata={"a": "b"}, store=True, session_id="s", entirely_unknown=[1])
 
@@ -212,6 +226,9 @@ def test_a_body_that_cannot_be_decoded_says_where_and_why(body: bytes, param: st
         ("min_tokens", [-1, 2**31, MAX_MODEL_LEN]),
         ("priority", [2**31, -(2**31) - 1]),
         ("stop", ["", ["a", ""], ["x"] * (LIMITS.max_stop_strings + 1), "x" * 1025]),
+        ("allowed_token_ids", [[], [-1], [VOCAB_SIZE]]),
+        ("truncate_prompt_tokens", [0, -2, MAX_MODEL_LEN + 1]),
+        ("cache_salt", ["", "x" * 1025]),
         ("stop_token_ids", [[-1], [VOCAB_SIZE], [2**40], [1] * 1025]),
         ("logit_bias", [{"x": 1}, {"-1": 1}, {"1000": 1}, {"٣": 1}, {"9" * 5000: 1}]),
     ],

@@ -161,6 +161,7 @@ def test_frequencies_are_the_probabilities(fields: dict[str, float]) -> None:
     state.repetition_penalty = np.ones(num_draws, np.float32)
     state.logit_bias = [()] * num_draws
     state.num_logprobs = np.full(num_draws, NO_LOGPROBS)
+    state.is_restricted = np.zeros(num_draws, np.bool_)
 
     drawn = np.bincount(sampled(state, logits.repeat(num_draws, 1)), minlength=VOCAB)
 
@@ -190,6 +191,18 @@ def test_logprobs_are_the_models_own_and_only_for_those_who_ask() -> None:
     assert biased.logprobs == pytest.approx(expected[1].topk(2).values.tolist())
     assert random.ids == [] == random.logprobs
     assert random.logprob == pytest.approx(float(expected[2, result.token_ids[2]]))
+
+
+def test_a_restricted_row_draws_only_what_is_allowed_and_the_others_anything() -> None:
+    params = [
+        SamplingParams(max_tokens=9, temperature=0.0, allowed_token_ids=(11, 4)),
+        SamplingParams(max_tokens=9, temperature=0.0),
+        SamplingParams(max_tokens=9, temperature=9.0, seed=1, top_p=0.99, allowed_token_ids=(7,)),
+    ]
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(8))
+
+    best = 11 if logits[0, 11] > logits[0, 4] else 4
+    assert sampled(state_with(*params), logits) == [best, int(logits[1].argmax()), 7]
 
 
 def test_a_seeded_row_draws_the_same_in_any_company() -> None:
