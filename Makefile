@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check kills overload chaos ops-tools ops-test monitoring bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check kills overload chaos ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test clean
 
 install: $(STAMP)
@@ -47,9 +47,13 @@ balance-test: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[balancers]'
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -m ops tests/balancers
 
-# ops/dashboards and ops/alerts from ops/monitoring, and the pictures of README from a fleet under load.
+# ops/dashboards and ops/alerts, from ops/monitoring.
 monitoring: install
 	$(BIN)/python -m ops.monitoring
+
+# README's pictures: dashboards and `tokenfleet top`, of a fleet under load.
+pictures: install ops-tools
+	$(BIN)/python -m loadtests.pictures --out ops/pictures
 
 # The peers' binaries, about 4 GB under .peers/; then every front end side by side.
 peers:

@@ -1,4 +1,4 @@
-"""The slowest requests of the last minute, with what each stage took, for `tokenfleet top` and support archives.
+"""The slowest requests of the last minute, with what each stage took, for `tokenfleet top`.
 
 A request that is not among them costs one comparison. Fields are those of the log line: counts and times, never text.
 """

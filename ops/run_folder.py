@@ -26,7 +26,7 @@ class RingEntry(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """What an observer of this fleet needs (`tokenfleet wiretap`, `top`, `bundle`)."""
+    """What an observer of this fleet needs (`tokenfleet wiretap`, `top`)."""
 
     supervisor_pid: int
     tap_endpoint: str
