@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
 .PHONY: install serve test lint check kills overload chaos ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
-	chart chart-tools balance-test clean
+	chart chart-tools balance-test image clean
 
 install: $(STAMP)
 
@@ -90,6 +90,11 @@ chart: chart-tools
 chart-tools: install
 	charts/install_tools.sh
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[chart]'
+
+# buildah and debootstrap, as root; no daemon and no registry.
+image: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[image]'
+	PATH=$(CURDIR)/$(BIN):$$PATH image/build.sh
 
 clean:
 	rm -rf $(VENV) .tools build *.egg-info
