@@ -111,7 +111,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* Memory the fleet needs before weights and KV cache of a CPU engine, in MiB: measured, see docs/operators.md. */}}
+{{/* Memory the fleet needs before weights and KV cache of a CPU engine, in MiB: an estimate, see docs/operators.md. */}}
 {{- define "tokenfleet.fleetMebibytes" -}}
 {{- $engine := default dict .Values.config.engine -}}
 {{- $server := default dict .Values.config.server -}}
