@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine_core import sampler
+
 CHUNK = 4096  # tokens of the vocabulary per program
-GREEDY_BELOW = tl.constexpr(1e-5)
+GREEDY_BELOW = tl.constexpr(sampler.GREEDY_BELOW)
 
 
 @triton.jit

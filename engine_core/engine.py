@@ -16,7 +16,8 @@ from engine_core.intake import Intake
 from engine_core.metrics import EngineMetrics
 from engine_core.outbox import Outbox
 from engine_core.plan import Launched, Runner, StepPlan
-from engine_core.scheduler import NO_TOKENS, Scheduler
+from engine_core.scheduler import Scheduler
+from engine_core.step_output import NO_TOKENS
 from ipc.fleet_page import Cell
 from ipc.messages import Progress
 from ipc.record import FailureCode

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_core.plan import Int32Array
-from engine_core.scheduler import Ending, SampledTokens
+from engine_core.step_output import Ending, SampledTokens
 from ipc.record import FINISH_WORDS, HEADER_BYTES, HEADER_WORDS, SCORED_WORDS, Failure, Finish, Scored, pack_record
 
 MAX_OVERFLOW_BYTES = 8 * 1024 * 1024

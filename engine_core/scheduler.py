@@ -25,35 +25,11 @@ from engine_core.batch_state import BatchState
 from engine_core.block_manager import NOWHERE, BlockManager
 from engine_core.plan import Int32Array, Rows, StepPlan, StepResult, TokenScores
 from engine_core.sequence import NO_ROW, Sequence, SequenceState
+from engine_core.step_output import Ending, SampledTokens
 from engine_core.waiting_queue import WaitingQueue
 from ipc.block_hash import next_link
 from ipc.messages import generation_of, slot_of
 from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode, Scored
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SampledTokens:
-    """What streams get from one step, as columns. Tokens that ended a sequence as stop ids are not among them."""
-
-    slots: Int32Array  # worker of each token
-    numbers: NDArray[np.uint32]  # stream number within that worker
-    token_ids: Int32Array
-    scored: tuple[
-        tuple[int, Scored], ...
-    ] = ()  # with their workers: tokens of streams that asked for logprobs, not above
-
-
-NO_TOKENS = SampledTokens(np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, np.int32))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ending:
-    """The end of one sequence, as its worker will read it."""
-
-    slot: int
-    record: Finish | Failure
-    output_ids: Int32Array | None = None  # a non-streaming request's tokens, without the stop id
-    is_last: bool = True  # False: a piece of output_ids; more follows before the end
 
 
 @dataclass(slots=True)

@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine_core.batch_state import BatchState
 from engine_core.plan import StepPlan, StepResult
-from engine_core.scheduler import Ending, Scheduler
+from engine_core.scheduler import Scheduler
 from engine_core.sequence import NO_ROW, Sequence
+from engine_core.step_output import Ending
 from ipc.block_hash import HASH_BYTES, chain
 from ipc.messages import SamplingParams, StreamId, generation_of, make_stream_id, number_of, slot_of
 from ipc.record import Failure, FailureCode, Finish, FinishCode, pack_record

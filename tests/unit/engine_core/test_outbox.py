@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine_core.outbox import Outbox
-from engine_core.scheduler import NO_TOKENS, Ending, SampledTokens
+from engine_core.step_output import NO_TOKENS, Ending, SampledTokens
 from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode, Scored, StepRecord, unpack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
 

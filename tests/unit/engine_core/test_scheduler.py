@@ -7,8 +7,9 @@ import pytest
 
 from engine_core.batch_state import BatchState
 from engine_core.plan import StepPlan, StepResult
-from engine_core.scheduler import SampledTokens, Scheduler
+from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
+from engine_core.step_output import SampledTokens
 from ipc.block_hash import HASH_BYTES, chain
 from ipc.messages import SamplingParams, make_stream_id
 from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode
