@@ -1,10 +1,10 @@
 """Rules between settings, and between settings and the model: what no single field can know. All faults at once."""
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 
 from config.load import Configuration
 from config.model_folder import ModelFolder
+from config.packages import is_installed
 from config.settings import Settings
 
 _MAX_UDS_BYTES = 107  # sun_path, less its terminating zero
@@ -82,12 +82,5 @@ def _check_tracing(configuration: Configuration) -> Iterator[str]:
         return
     if not endpoint.startswith(("http://", "https://")):
         yield f"--otlp-traces-endpoint {endpoint} is not an http or https URL, as http://collector:4318/v1/traces"
-    if not _is_installed("opentelemetry.exporter.otlp.proto.http"):
+    if not is_installed("opentelemetry.exporter.otlp.proto.http"):
         yield "--otlp-traces-endpoint needs packages that are not installed: pip install '.[otel]'"
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even its parent
-        return False

@@ -4,10 +4,10 @@ prefill and mixed steps    fa4, else fa2, else gathered K/V through torch
 decode steps               fa4 where batch x K/V heads fill the GPU at head_dim 128, the Triton split-KV kernel below
 """
 
-import importlib.util
 import logging
 from typing import Literal
 
+from config.packages import is_installed
 from engine_core.errors import CannotBoot
 
 logger = logging.getLogger(__name__)
@@ -36,15 +36,15 @@ def choose(asked: str, *, head_dim: int, block_size: int, capability: tuple[int,
 
 
 def _fastest(head_dim: int, block_size: int, capability: tuple[int, int]) -> Name:
-    if capability[0] == 9 and head_dim in (64, 128) and is_installed("fa4"):
+    if capability[0] == 9 and head_dim in (64, 128) and has_packages("fa4"):
         return "fa4"
-    if capability[0] >= 8 and block_size % FA2_PAGE == 0 and is_installed("fa2"):
+    if capability[0] >= 8 and block_size % FA2_PAGE == 0 and has_packages("fa2"):
         return "fa2"
     return "triton"
 
 
 def _named(asked: str) -> Name:
-    if not is_installed(asked):
+    if not has_packages(asked):
         raise CannotBoot(
             f"--attention-backend {asked}: {' and '.join(PACKAGES[asked])} must be installed (pip install '.[gpu]')"
         )
@@ -52,9 +52,6 @@ def _named(asked: str) -> Name:
     return names[asked]
 
 
-def is_installed(name: str) -> bool:
-    """Whether this backend's package is."""
-    try:
-        return all(importlib.util.find_spec(module) is not None for module in PACKAGES.get(name, ()))
-    except ModuleNotFoundError:  # the parent package is missing
-        return False
+def has_packages(name: str) -> bool:
+    """Of this backend."""
+    return all(map(is_installed, PACKAGES.get(name, ())))

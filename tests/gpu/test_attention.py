@@ -94,10 +94,10 @@ def test_triton_decodes(device: torch.device, heads: tuple[int, int, int], page:
 def test_backends_attend(
     cuda: torch.device, heads: tuple[int, int, int], name: str, page: int, sequences: list[tuple[int, int]]
 ) -> None:
-    from engine_core.attention.choice import is_installed
+    from engine_core.attention.choice import has_packages
     from engine_core.attention.cuda import CudaAttention
 
-    if not is_installed(name):
+    if not has_packages(name):
         pytest.skip(f"{name} is not installed")
     batch, attention = Batch(sequences, heads, page, cuda), CudaAttention(name, page)  # type: ignore[arg-type]
 

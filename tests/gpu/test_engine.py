@@ -77,9 +77,9 @@ def check(model: Any, asked: list[list[int]], outputs: list[list[int]], max_toke
 
 @pytest.fixture(params=["fa4", "fa2", "triton"])
 def backend(request: pytest.FixtureRequest, cuda: torch.device) -> Iterator[dict[str, Any]]:
-    from engine_core.attention.choice import is_installed
+    from engine_core.attention.choice import has_packages
 
-    if not is_installed(request.param):
+    if not has_packages(request.param):
         pytest.skip(f"{request.param} is not installed")
     yield {"attention_backend": request.param, "block_size": {"fa4": 128, "fa2": 256, "triton": 16}[request.param]}
 

@@ -1,7 +1,5 @@
 """Which attention backend is taken, and what is said when it cannot be."""
 
-import importlib.util
-
 import pytest
 
 from engine_core.attention import choice
@@ -15,7 +13,7 @@ HOPPER, AMPERE, TURING = (9, 0), (8, 0), (7, 5)
 def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
     names: tuple[str, ...] = request.param
     modules = {module for name in names for module in choice.PACKAGES[name]}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module if module in modules else None)
+    monkeypatch.setattr(choice, "is_installed", lambda module: module in modules)
     return names
 
 
@@ -41,7 +39,7 @@ def test_a_backend_that_is_not_installed_is_named(installed: tuple[str, ...]) ->
 
 
 def test_a_block_that_is_no_page_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module)
+    monkeypatch.setattr(choice, "is_installed", lambda _module: True)
 
     with pytest.raises(CannotBoot, match="--block-size 256"):
         choose("fa2", head_dim=128, block_size=128, capability=HOPPER)
