@@ -14,7 +14,7 @@ from msgspec import structs
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES
-from ipc.messages import Abort, AbortWorker, Generate, Resume, generation_of, slot_of
+from ipc.messages import NO_LOGPROBS, Abort, AbortWorker, Generate, Resume, generation_of, slot_of
 from ipc.record import FailureCode
 from ipc.sockets import Inbound
 
@@ -88,7 +88,7 @@ class Intake:
         if seed_stream_id is not None:
             sequence.token_ids = np.frombuffer(prompt + output, "<i4")
             sequence.num_delivered, sequence.seed_stream_id = len(output) // 4, seed_stream_id
-        fault = self._fault_or_none(message, prompt)
+        fault = self._fault_or_none(message, prompt, output)
         if fault is not None:
             scheduler.refuse(sequence, FailureCode.INTERNAL, fault)
             return
@@ -114,18 +114,20 @@ class Intake:
             deadline_s=message.deadline_s,
         )
 
-    def _fault_or_none(self, message: Generate, prompt: bytes) -> str | None:
-        """What makes this request impossible to run, in one line."""
+    def _fault_or_none(self, message: Generate, prompt: bytes, output: bytes) -> str | None:
+        """What makes this request impossible to run, in one line. `output` is what a resumed one has been given."""
         if not prompt or len(prompt) % 4:
             return f"the prompt frame has {len(prompt)} bytes, not whole token ids"
         if message.sampling.max_tokens < 1:
             return f"max_tokens is {message.sampling.max_tokens}, at least 1 is needed"
-        largest = int(np.frombuffer(prompt, "<u4").max())
+        largest = int(np.frombuffer(prompt + output, "<u4").max())
         if largest >= self._vocab_size:
             return f"token id {largest} is outside the vocabulary of {self._vocab_size}"
-        for token_id in message.sampling.allowed_token_ids:
-            if not 0 <= token_id < self._vocab_size:
-                return f"allowed token id {token_id} is outside the vocabulary of {self._vocab_size}"
+        if message.sampling.num_logprobs != NO_LOGPROBS and not message.is_streaming:
+            return "logprobs travel with streamed tokens only"
+        allowed = message.sampling.allowed_token_ids
+        if allowed and not 0 <= min(allowed) <= max(allowed) < self._vocab_size:
+            return f"an allowed token id is outside the vocabulary of {self._vocab_size}"
         for token_id, _ in message.sampling.logit_bias:
             if not 0 <= token_id < self._vocab_size:
                 return f"logit_bias token id {token_id} is outside the vocabulary of {self._vocab_size}"

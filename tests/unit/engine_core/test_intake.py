@@ -76,6 +76,8 @@ def test_output_is_bounded_by_the_context_and_by_the_pool(num_blocks: int, limit
         (ids(1, 2**32 - 1), {}, "token id 4294967295"),
         (ids(1), {"sampling": SamplingParams(max_tokens=0)}, "max_tokens is 0"),
         (ids(1), {"sampling": SamplingParams(max_tokens=1, logit_bias=((100, 1.0),))}, "logit_bias token id 100"),
+        (ids(1), {"sampling": SamplingParams(max_tokens=1, allowed_token_ids=(3, 100))}, "allowed token id"),
+        (ids(1), {"sampling": SamplingParams(max_tokens=1, num_logprobs=0), "is_streaming": False}, "logprobs"),
         (ids(1, 2, 3), {"block_hashes": bytes(16)}, "1 block hashes for 3 tokens in blocks of 4"),
     ],
 )
