@@ -73,10 +73,20 @@ class WhichFleet(Exception):
 def the_fleet(pid: int | None) -> Manifest:
     """The one of this supervisor, or the only one there is. Raises WhichFleet."""
     fleets = [fleet for fleet in running_fleets() if pid is None or fleet.supervisor_pid == pid]
+    return _only(fleets, "--pid", [str(fleet.supervisor_pid) for fleet in fleets])
+
+
+def the_ops_url() -> str:
+    """Of the only fleet there is. Raises WhichFleet."""
+    fleets = running_fleets()
+    return _only(fleets, "--url", [fleet.ops_url for fleet in fleets]).ops_url
+
+
+def _only(fleets: list[Manifest], flag: str, names: list[str]) -> Manifest:
     if len(fleets) == 1:
         return fleets[0]
-    pids = ", ".join(str(fleet.supervisor_pid) for fleet in fleets)
-    raise WhichFleet(f"several fleets run here, name one with --pid: {pids}" if fleets else "no such fleet runs here")
+    several = f"several fleets run here, name one with {flag}: {', '.join(names)}"
+    raise WhichFleet(several if fleets else "no such fleet runs here")
 
 
 def _folders() -> Iterator[tuple[Path, bool]]:

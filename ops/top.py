@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ops import exit_codes
 from ops.fleet_view import Process, SlowRequest, Snapshot
-from ops.run_folder import running_fleets
+from ops.run_folder import the_ops_url
 
 TIMEOUT_S = 5.0
 SVG_COLUMNS = 132
@@ -166,17 +166,6 @@ class NoFleet(Exception):
     """There is nothing to look at; the text says why."""
 
 
-def find_ops_url(url: str | None) -> str:
-    """The one given, else that of the only fleet of this user on this host. Raises NoFleet."""
-    if url is not None:
-        return url.rstrip("/")
-    fleets = running_fleets()
-    if len(fleets) != 1:
-        urls = ", ".join(fleet.ops_url for fleet in fleets)
-        raise NoFleet(f"several fleets run here, name one with --url: {urls}" if fleets else "no fleet runs here")
-    return fleets[0].ops_url
-
-
 def fetch(ops_url: str) -> Snapshot:
     """Raises NoFleet."""
     try:
@@ -187,9 +176,9 @@ def fetch(ops_url: str) -> Snapshot:
 
 
 def run(url: str | None, *, interval_s: float, is_once: bool, is_json: bool, svg: Path | None) -> int:
-    """Until interrupted; with `is_once` or an `svg` to write, one interval long."""
+    """Until interrupted; with `is_once` or an `svg` to write, one interval long. Raises WhichFleet."""
     try:
-        ops_url = find_ops_url(url)
+        ops_url = the_ops_url() if url is None else url.rstrip("/")
         before = fetch(ops_url)
         if is_once or svg is not None:
             time.sleep(interval_s)
