@@ -12,6 +12,7 @@ from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat import ChatCompletions
 from apiserver.routes.completions import Completions
 from apiserver.routes.health import Load, Metrics, ProbeRoute, Version, has_started, is_live, is_ready
+from apiserver.routes.messages import CountTokens, Messages
 from apiserver.routes.models import Models
 from apiserver.routes.tokenize import Detokenize, Tokenize
 from apiserver.services import Services
@@ -45,6 +46,8 @@ def _routes(services: Services) -> list[Route]:
     return [
         Route("/v1/chat/completions", ChatCompletions(services, prompts), methods=["POST"]),
         Route("/v1/completions", Completions(services, prompts), methods=["POST"]),
+        Route("/v1/messages", Messages(services, prompts), methods=["POST"]),
+        Route("/v1/messages/count_tokens", CountTokens(services, prompts), methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", models, methods=["GET"]),
         Route("/tokenize", Tokenize(services, prompts), methods=["POST"]),

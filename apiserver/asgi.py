@@ -69,7 +69,7 @@ async def send_error(send: Send, error: ApiError) -> None:
     await send_body(send, error.body(), status=error.status, headers=error.headers)
 
 
-async def refuse_body(receive: Receive, send: Send, error: BodyTooLarge) -> None:
+async def refuse_body(receive: Receive, send: Send, error: ApiError) -> None:
     """Answer a client that may still be sending, and take in and drop what it sends for LINGER_S.
 
     To close at once would reset the connection, and the client would never see the answer.

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from apiserver import generation
 from apiserver.asgi_writer import AsgiWriter
 from apiserver.engine_client import EngineClient, StreamError
+from apiserver.errors import ApiError
 from apiserver.generation import Choice, CollectedChoice, GenerationRequest, Usage
 from apiserver.http_protocol import ConnectionListener, stream_writer_of
 from apiserver.metrics import WorkerMetrics
@@ -29,7 +30,6 @@ HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx passes events on at once
 ]
-DONE = b"data: [DONE]\n\n"
 SHUTDOWN = StreamError("shutdown", "the server is shutting down", retry_after_s=1)
 BYTES_PER_HELD_TOKEN = 36  # a list slot and an int object
 BYTES_PER_HELD_SCORE = 400  # a Scored without alternatives
@@ -38,14 +38,17 @@ BYTES_PER_HELD_ALTERNATIVE = 80
 
 class Events(Protocol):
     """The JSON of one response's events; every method gives whole events, `delta` the two halves around the text.
-    `logprobs` is their part of a whole body. Any: JSON."""
+    `logprobs` is their part of a whole body; `done` ends every stream, also one that failed. Any: JSON."""
 
+    @property
+    def done(self) -> bytes: ...
     def opening(self, index: int) -> bytes: ...
     def delta(self, index: int) -> tuple[bytes, bytes]: ...
     def scored(self, index: int, text: bytes, scores: list[Scored]) -> bytes: ...
     def logprobs(self, scores: list[Scored]) -> dict[str, Any]: ...
     def closing(self, index: int, finish_reason: str, stop_reason: str | int | None) -> bytes: ...
     def usage(self, usage: Usage) -> bytes: ...
+    def failed(self, error: ApiError) -> bytes: ...
 
 
 class Writer(Protocol):
@@ -113,7 +116,7 @@ class StreamedChoice(Choice):
         """What is left to say when the engine is done with it."""
         events = self._response.events
         if self.error is not None:
-            return _error_event(self.error)
+            return events.failed(generation.api_error(self.error))
         rest = escape(self.text.finish(self.stop_token_id))
         self._has_stopped()
         if self.scores and self.text.matched_stop is None:
@@ -218,7 +221,7 @@ class StreamedResponse:
         if self._writer is None:
             raise generation.api_error(SHUTDOWN) from None
         if self.can_write:
-            self.write(_error_event(SHUTDOWN))
+            self.write(self.events.failed(generation.api_error(SHUTDOWN)))
 
     # ── from the choices ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -252,7 +255,7 @@ class StreamedResponse:
         self.usage = generation.usage_of(self._request, self.choices)
         if self._request.include_usage and all(other.error is None for other in self.choices):
             data += self.events.usage(self.usage)
-        self._writer.hold(data + DONE)
+        self._writer.hold(data + self.events.done)
         self._done.set_result(None)
 
     def _wake(self) -> None:
@@ -366,10 +369,6 @@ def _held_bytes(request: GenerationRequest) -> int:
     if not request.has_logprobs:
         return BYTES_PER_HELD_TOKEN
     return BYTES_PER_HELD_TOKEN + BYTES_PER_HELD_SCORE + request.sampling.num_logprobs * BYTES_PER_HELD_ALTERNATIVE
-
-
-def _error_event(error: StreamError) -> bytes:
-    return b"data: " + generation.api_error(error).body() + b"\n\n"
 
 
 async def _send_nothing(_message: object) -> None:

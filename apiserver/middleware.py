@@ -1,4 +1,4 @@
-"""What happens around every request: its id, the key check, one log line, one metric, and errors in OpenAI's shape.
+"""What happens around every request: its id, the key check, one log line, one metric, and errors in the shape of its API.
 
 One pure ASGI layer, because each layer costs every request and every event of a stream.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from apiserver.anthropic.errors import AnthropicError, is_anthropic
 from apiserver.asgi import ClientLeft, header, refuse_body, send_error
 from apiserver.errors import ApiError, BodyTooLarge, GenerationFailed, Unauthorized
 from apiserver.metrics import WorkerMetrics
@@ -50,7 +51,7 @@ class RequestMiddleware:
             return
         started_s = time.monotonic()
         request_id = _request_id(scope)
-        id_header = (b"x-request-id", request_id.encode())
+        id_headers = [(name, request_id.encode()) for name in _id_header_names(scope["path"])]
         log: dict[str, Any] = {}
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "started_s": started_s, "log": log}
         status = response_bytes = 0
@@ -59,7 +60,7 @@ class RequestMiddleware:
             nonlocal status, response_bytes
             if message["type"] == "http.response.start":
                 status, response_bytes = message["status"], _declared_bytes(message["headers"])
-                message["headers"] = [*message["headers"], id_header]
+                message["headers"] = [*message["headers"], *id_headers]
             await send(message)
 
         try:
@@ -68,17 +69,17 @@ class RequestMiddleware:
                 await self._app(scope, receive, send_with_id)
             except BodyTooLarge as error:
                 log["error"] = type(error).__name__
-                await refuse_body(receive, send_with_id, error)
+                await refuse_body(receive, send_with_id, _in_form_of(scope, error))
             except ApiError as error:
                 log["error"] = error.message if error.status >= 500 else type(error).__name__
-                await send_error(send_with_id, error)
+                await send_error(send_with_id, _in_form_of(scope, error))
         except ClientLeft:
             status = CLIENT_CLOSED
         except Exception:
             logger.exception("request crashed", extra={"request_id": request_id, "path": scope["path"]})
             if status:
                 raise  # the response has begun: the server closes the connection
-            await send_error(send_with_id, GenerationFailed("internal error"))
+            await send_error(send_with_id, _in_form_of(scope, GenerationFailed("internal error")))
         finally:
             self._report(scope, request_id, status or CLIENT_CLOSED, time.monotonic() - started_s, response_bytes, log)
 
@@ -86,6 +87,8 @@ class RequestMiddleware:
         if not self._key_digests or not scope["path"].startswith(GUARDED) or scope["method"] == "OPTIONS":
             return
         scheme, _, key = (header(scope, b"authorization") or b"").partition(b" ")
+        if not scheme and is_anthropic(scope["path"]):
+            scheme, key = b"bearer", header(scope, b"x-api-key") or b""
         given = _digest(key.strip())
         # Every key is compared, digest with digest in constant time: the time taken says nothing of any of them.
         matches = [hmac.compare_digest(given, digest) for digest in self._key_digests]
@@ -126,6 +129,16 @@ class RequestMiddleware:
         if self._tracer is not None and is_traced:
             self._tracer.record(scope["headers"], fields, scope["state"].get("generation"))
         logger.log(level, "request", extra=fields)
+
+
+def _id_header_names(path: str) -> tuple[bytes, ...]:
+    """Anthropic's clients look for theirs."""
+    return (b"x-request-id", b"request-id") if is_anthropic(path) else (b"x-request-id",)
+
+
+def _in_form_of(scope: Scope, error: ApiError) -> ApiError:
+    """Errors look as clients of the route expect them."""
+    return AnthropicError(error, scope["state"]["request_id"]) if is_anthropic(scope["path"]) else error
 
 
 def _digest(key: bytes) -> bytes:

@@ -184,22 +184,23 @@ _detokenize = msgspec.json.Decoder(DetokenizeRequest)
 
 def decode_chat(body: bytes) -> ChatRequest:
     """Raises InvalidRequest, as its siblings do."""
-    return _decode(_chat, body)
+    return decode_with(_chat, body)
 
 
 def decode_completion(body: bytes) -> CompletionRequest:
-    return _decode(_completion, body)
+    return decode_with(_completion, body)
 
 
 def decode_tokenize(body: bytes) -> TokenizeRequest:
-    return _decode(_tokenize, body)
+    return decode_with(_tokenize, body)
 
 
 def decode_detokenize(body: bytes) -> DetokenizeRequest:
-    return _decode(_detokenize, body)
+    return decode_with(_detokenize, body)
 
 
-def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def decode_with(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Raises InvalidRequest, with the path of the field that is wrong."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:

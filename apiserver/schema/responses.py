@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from apiserver.errors import ApiError
 from apiserver.generation import CollectedChoice, Usage
 from apiserver.logprobs import TokenTexts, chat_logprobs, completion_logprobs
 from ipc.record import Scored
@@ -28,6 +29,7 @@ class _Events:
     """What both kinds of stream share: an event is put together from bytes around what changes."""
 
     kind: str
+    done = b"data: [DONE]\n\n"
 
     def __init__(self, response_id: str, model: str, texts: TokenTexts) -> None:
         self._texts = texts
@@ -37,6 +39,9 @@ class _Events:
 
     def usage(self, usage: Usage) -> bytes:
         return b'%b,"choices":[],"usage":%b}\n\n' % (self._head, _encode(usage_object(usage)))
+
+    def failed(self, error: ApiError) -> bytes:
+        return b"data: " + error.body() + b"\n\n"
 
 
 class ChatEvents(_Events):

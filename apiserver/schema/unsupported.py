@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from apiserver.errors import InvalidRequest
+from apiserver.schema.messages import CountTokensRequest, MessagesRequest
 from apiserver.schema.requests import ChatRequest, CompletionRequest, Message, SamplingFields, TokenizeRequest
 
 ANY_NULL: tuple[Any, ...] = (None,)  # Any: JSON values, here and below
@@ -73,12 +74,35 @@ TOKENIZE: Mapping[str, tuple[Any, ...]] = {
     "media_io_kwargs": EMPTY,
     "mm_processor_kwargs": EMPTY,
 }
+COUNT_TOKENS: Mapping[str, tuple[Any, ...]] = {
+    "compaction": ANY_NULL,
+    "container": ANY_NULL,
+    "context_management": EMPTY,
+    "mcp_servers": EMPTY,
+    "output_format": ANY_NULL,
+    "speed": (None, "standard"),
+    "thread": ANY_NULL,
+}
+MESSAGES: Mapping[str, tuple[Any, ...]] = {
+    **COUNT_TOKENS,
+    "billing_policy": ANY_NULL,
+    "diagnostics": ANY_NULL,
+    "fallback_credit_token": ANY_NULL,
+    "fallbacks": EMPTY,
+    "inference_geo": ANY_NULL,
+    "watermarking": FALSE,
+    "kv_transfer_params": EMPTY,
+    "ec_transfer_params": EMPTY,
+    "vllm_xargs": EMPTY,
+}
 MESSAGE: Mapping[str, tuple[Any, ...]] = {"refusal": EMPTY, "audio": EMPTY, "function_call": ANY_NULL}
 
 TABLES: Mapping[type[Struct], Mapping[str, tuple[Any, ...]]] = {
     ChatRequest: CHAT,
     CompletionRequest: COMPLETION,
     TokenizeRequest: TOKENIZE,
+    MessagesRequest: MESSAGES,
+    CountTokensRequest: COUNT_TOKENS,
     Message: MESSAGE,
 }
 
@@ -87,7 +111,10 @@ _VALUES_OF = {kind: attrgetter(*table) for kind, table in TABLES.items()}
 _NOTHING = {kind: (None,) * len(table) for kind, table in TABLES.items()}
 
 
-def refuse_unsupported(part: SamplingFields | TokenizeRequest | Message, path: str = "") -> None:
+Part = SamplingFields | TokenizeRequest | Message | MessagesRequest | CountTokensRequest
+
+
+def refuse_unsupported(part: Part, path: str = "") -> None:
     """Raises InvalidRequest that names the first such field; `path` is where `part` stands in the body, with its dot."""
     kind = type(part)
     values = _VALUES_OF[kind](part)

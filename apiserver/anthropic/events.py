@@ -1,0 +1,101 @@
+"""Answers of the Messages API as clients read them: one body, or the events of a stream in Anthropic's order.
+
+https://platform.claude.com/docs/en/api/messages-streaming (2026-11). The prompt's tokens are known at the start of a
+stream; how many of them the cache gave is known at its end, and stands in the last usage.
+"""
+
+from typing import Any
+
+import msgspec
+
+from apiserver.anthropic.errors import AnthropicError
+from apiserver.errors import ApiError
+from apiserver.generation import CollectedChoice, Usage
+from ipc.record import Scored
+
+_encode = msgspec.json.encode
+
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+BLOCK_STOP = b'event: content_block_stop\ndata: {"type":"content_block_stop","index":0}\n\n'
+TEXT_BLOCK_START = (
+    b"event: content_block_start\n"
+    b'data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n'
+)
+TEXT_DELTA = (
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"'
+)
+
+
+class MessageEvents:
+    """Events of one streamed message: apiserver.event_stream.Events, of one choice. `usage` is always asked for."""
+
+    done = b""
+
+    def __init__(self, response_id: str, model: str, request_id: str, num_prompt_tokens: int) -> None:
+        self._request_id = request_id
+        usage = Usage(prompt_tokens=num_prompt_tokens, completion_tokens=0, cached_tokens=0)
+        self._message = {**_message(response_id, model), "content": [], "usage": usage_object(usage)}
+        self._stop: dict[str, str | None] = {}
+
+    def opening(self, _index: int) -> bytes:
+        return _event("message_start", message=self._message) + TEXT_BLOCK_START + PING
+
+    def delta(self, _index: int) -> tuple[bytes, bytes]:
+        return TEXT_DELTA, b'"}}\n\n'
+
+    def scored(self, _index: int, _text: bytes, _scores: list[Scored]) -> bytes:
+        raise AssertionError("this API has no logprobs")
+
+    def logprobs(self, _scores: list[Scored]) -> dict[str, Any]:  # Any: JSON
+        raise AssertionError("this API has no logprobs")
+
+    def closing(self, _index: int, finish_reason: str, stop_reason: str | int | None) -> bytes:
+        self._stop = stop_fields(finish_reason, stop_reason)
+        return BLOCK_STOP
+
+    def usage(self, usage: Usage) -> bytes:
+        return _event("message_delta", delta=self._stop, usage=usage_object(usage)) + MESSAGE_STOP
+
+    def failed(self, error: ApiError) -> bytes:
+        return b"event: error\ndata: " + AnthropicError(error, self._request_id).body() + b"\n\n"
+
+
+def message_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
+    choice = choices[0]
+    content = [{"type": "text", "text": choice.content}]
+    stop = stop_fields(choice.finish_reason or "stop", choice.stop_reason)
+    return _encode({**_message(response_id, model), **stop, "content": content, "usage": usage_object(usage)})
+
+
+def stop_fields(finish_reason: str, stop_reason: str | int | None) -> dict[str, str | None]:
+    if finish_reason == "length":
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    if isinstance(stop_reason, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": stop_reason}
+    return {"stop_reason": "end_turn", "stop_sequence": None}
+
+
+def usage_object(usage: Usage) -> dict[str, int]:
+    """What was read from the cache is not part of `input_tokens` here. Nothing is charged for writing it."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+def _message(response_id: str, model: str) -> dict[str, Any]:
+    return {
+        "id": response_id,
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "stop_reason": None,
+        "stop_sequence": None,
+    }
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode({"type": kind, **fields}))

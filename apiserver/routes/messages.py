@@ -1,0 +1,74 @@
+"""POST /v1/messages and /v1/messages/count_tokens (https://platform.claude.com/docs/en/api/messages)."""
+
+import time
+
+from starlette.types import Receive, Scope, Send
+
+from apiserver.anthropic.conversation import chat_request, counted_chat
+from apiserver.anthropic.events import MessageEvents, message_body
+from apiserver.asgi import read_body, send_json
+from apiserver.chat_messages import render_chat
+from apiserver.generation import Prompt
+from apiserver.prompt_encoding import PromptEncoder
+from apiserver.routes.generate import answer, check_model, deadline_of
+from apiserver.schema.messages import decode_count_tokens, decode_messages
+from apiserver.schema.requests import ChatRequest
+from apiserver.schema.unsupported import refuse_unsupported
+from apiserver.schema.validate import generation_request
+from apiserver.services import Services
+
+
+class Messages:
+    def __init__(self, services: Services, prompts: PromptEncoder) -> None:
+        self._services, self._prompts = services, prompts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services = self._services
+        request = decode_messages(await read_body(scope, receive, services.settings.server.max_body_bytes))
+        model = check_model(request.model, services)
+        refuse_unsupported(request)
+        chat = chat_request(request)
+        refuse_unsupported(chat)
+        request_id = scope["state"]["request_id"]
+        started_s = time.monotonic()
+        prompt = await _encoded(chat, services, self._prompts, bounded_field="messages")
+        services.metrics.tokenize.observe(time.monotonic() - started_s)
+        generation = generation_request(
+            chat,
+            (prompt,),
+            services.model,
+            services.settings.server,
+            request_id=request_id,
+            deadline_s=deadline_of(scope),
+        )
+        response_id = f"msg_{request_id}"
+        events = MessageEvents(response_id, model, request_id, prompt.num_tokens)
+        await answer(
+            generation, services, scope, receive, send,
+            response_id=response_id, model=model, events=events, body=message_body,
+        )  # fmt: skip
+
+
+class CountTokens:
+    """The conversation may be longer than the context: clients ask in order to cut it."""
+
+    def __init__(self, services: Services, prompts: PromptEncoder) -> None:
+        self._services, self._prompts = services, prompts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services = self._services
+        request = decode_count_tokens(await read_body(scope, receive, services.settings.server.max_body_bytes))
+        check_model(request.model, services)
+        refuse_unsupported(request)
+        chat = counted_chat(request)
+        refuse_unsupported(chat)
+        prompt = await _encoded(chat, services, self._prompts, bounded_field=None)
+        await send_json(send, {"input_tokens": prompt.num_tokens})
+
+
+async def _encoded(
+    chat: ChatRequest, services: Services, prompts: PromptEncoder, *, bounded_field: str | None
+) -> Prompt:
+    text = render_chat(chat, services.preloaded.chat_template)
+    encoded = await prompts.encode([text], add_special_tokens=False, bounded_field=bounded_field)
+    return Prompt(encoded[0])

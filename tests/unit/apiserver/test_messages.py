@@ -1,0 +1,318 @@
+"""/v1/messages of one worker: the real application and client over a scripted engine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from apiserver.anthropic.events import MessageEvents
+from apiserver.errors import Overloaded
+from apiserver.preload import Preloaded, preload
+from config.model_folder import read_model_folder
+from config.settings import ModelSettings, ServerSettings
+from ipc.messages import Generate, Rejected
+from ipc.record import Failure, FailureCode
+from tests.unit.apiserver.worker_rig import MAX_MODEL_LEN, Script, WorkerRig, make_model_folder
+
+TEXT = "Hello wörld 👍🏽!"
+TURNS = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def preloaded(folder: Path) -> Preloaded:
+    return preload(read_model_folder(folder, ModelSettings()))
+
+
+@pytest.fixture
+def make_rig(folder: Path, preloaded: Preloaded) -> Any:
+    def make(script: Script | None = None, **options: Any) -> WorkerRig:
+        return WorkerRig(folder, script, preloaded=preloaded, **{"text": TEXT, **options})
+
+    return make
+
+
+@pytest.fixture
+def rig(make_rig: Any) -> WorkerRig:
+    made: WorkerRig = make_rig()
+    return made
+
+
+def ask(rig: WorkerRig, messages: Any = TURNS, **fields: Any) -> httpx.Response:
+    return rig.post("/v1/messages", {"model": "tiny", "max_tokens": 64, "messages": messages, **fields})
+
+
+def prompt_of(rig: WorkerRig, messages: Any = TURNS, **fields: Any) -> str:
+    """The prompt that the engine gets for these."""
+    response = ask(rig, messages, **fields)
+    assert response.status_code == 200, response.text
+    return rig.text_of(rig.engine.prompts[-1])
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error; checks that it has Anthropic's shape."""
+    body = response.json()
+    assert body.keys() == {"type", "error", "request_id"} and body["type"] == "error"
+    assert body["request_id"] == response.headers["x-request-id"]
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"type", "message"}
+    return error
+
+
+def events_of(response: httpx.Response) -> list[dict[str, Any]]:
+    """The JSON of a stream's events; checks that each is named by its type."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *events, rest = response.text.split("\n\n")
+    assert rest == ""
+    found = []
+    for event in events:
+        name, data = event.split("\n")
+        found.append(json.loads(data.removeprefix("data: ")))
+        assert name == "event: " + found[-1]["type"]
+    return found
+
+
+# ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_message_is_answered_in_anthropics_shape(rig: WorkerRig) -> None:
+    body = ask(rig).json()
+
+    num_prompt_tokens = len(rig.engine.prompts[0])
+    assert body.pop("id").startswith("msg_")
+    assert body == {
+        "type": "message",
+        "role": "assistant",
+        "model": "tiny",
+        "content": [{"type": "text", "text": TEXT}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": num_prompt_tokens - 3,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 3,
+            "output_tokens": len(rig.ids_of(TEXT)),
+        },
+    }
+
+
+def test_a_stream_has_anthropics_events_in_their_order(rig: WorkerRig) -> None:
+    events = events_of(ask(rig, stream=True))
+
+    kinds = [event["type"] for event in events]
+    assert kinds[:3] == ["message_start", "content_block_start", "ping"]
+    assert set(kinds[3:-3]) == {"content_block_delta"}
+    assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+    start = events[0]["message"]
+    assert start["content"] == [] and start["stop_reason"] is None
+    assert start["usage"]["input_tokens"] == len(rig.engine.prompts[0])
+    assert "".join(event["delta"]["text"] for event in events[3:-3]) == TEXT
+    assert events[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+    assert events[-2]["usage"] == {
+        "input_tokens": len(rig.engine.prompts[0]) - 3,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 3,
+        "output_tokens": len(rig.ids_of(TEXT)),
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_sequence_is_named_and_not_part_of_the_text(rig: WorkerRig, stream: bool) -> None:
+    response = ask(rig, stop_sequences=["nothing", "wör"], stream=stream)
+
+    if stream:
+        events = events_of(response)
+        delta = events[-2]["delta"]
+        text = "".join(event["delta"]["text"] for event in events if event["type"] == "content_block_delta")
+    else:
+        delta = response.json()
+        text = delta["content"][0]["text"]
+    assert text == "Hello "
+    assert (delta["stop_reason"], delta["stop_sequence"]) == ("stop_sequence", "wör")
+
+
+def test_the_limit_is_max_tokens(rig: WorkerRig) -> None:
+    assert ask(rig, max_tokens=2).json()["stop_reason"] == "max_tokens"
+    assert rig.engine.requests[0].sampling.max_tokens == 2
+
+
+def test_sampling_fields_reach_the_engine(rig: WorkerRig) -> None:
+    ask(rig, temperature=0.5, top_p=0.25, top_k=7, metadata={"user_id": "somebody"}, service_tier="auto")
+
+    sampling = rig.engine.requests[0].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.25, 7)
+
+
+# ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_system_is_text_or_blocks_in_front(rig: WorkerRig) -> None:
+    blocks = [
+        {"type": "text", "text": "x-anthropic-billing-header: cc_version=1; cch=0d1f"},
+        {"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}},
+    ]
+
+    texts = [prompt_of(rig, system=system) for system in ("Be brief.", blocks)]
+
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n")
+
+
+def test_a_system_turn_stands_where_it_was(rig: WorkerRig) -> None:
+    turns = [*TURNS, {"role": "system", "content": "Now rhyme."}, {"role": "user", "content": "go"}]
+
+    assert "hi<|im_end|>\n<|im_start|>system\nNow rhyme.<|im_end|>\n<|im_start|>user\ngo" in prompt_of(rig, turns)
+
+
+def test_text_of_the_assistant_at_the_end_is_continued(rig: WorkerRig) -> None:
+    for content in ("The best answer is (", [{"type": "text", "text": "The best answer is ("}]):
+        text = prompt_of(rig, [*TURNS, {"role": "assistant", "content": content}])
+
+        assert text.endswith("<|im_start|>assistant\nThe best answer is (")
+
+
+def test_tool_results_are_turns_of_their_own(rig: WorkerRig) -> None:
+    turns = [
+        *TURNS,
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "A tool would know.", "signature": ""},
+                {"type": "text", "text": "Let me look."},
+                {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Rome"}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "sunny"}]},
+                {"type": "tool_result", "tool_use_id": "toolu_2", "content": "no such city", "is_error": True},
+                {"type": "text", "text": "And now?"},
+            ],
+        },
+    ]
+
+    text = prompt_of(rig, turns)
+
+    assert "assistant\nLet me look.<|im_end|>\n<|im_start|>tool\nsunny<|im_end|>\n" in text
+    assert "<|im_start|>tool\nError: no such city<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>\n" in text
+
+
+def test_tokens_are_counted_as_they_would_be_used(rig: WorkerRig) -> None:
+    body = {"model": "tiny", "messages": TURNS, "system": "Be brief."}
+
+    counted = rig.post("/v1/messages/count_tokens", body).json()
+    ask(rig, system="Be brief.")
+
+    assert counted == {"input_tokens": len(rig.engine.prompts[0])}
+    assert len(rig.engine.requests) == 1, "counting asks no engine"
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+IMAGE = {"type": "image", "source": {"type": "url", "url": "http://a/b.png"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": None}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "a"}]}]}, "content[0].name"),
+        ({"system": [IMAGE]}, "system[0]"),
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"stop_sequences": [""]}, "stop"),
+        ({"stop_sequences": ["a"] * 17}, "stop_sequences"),
+        ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "endless"}}, "thinking.type"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"name": "weather"}]}, "tools[0].input_schema"),
+        ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
+        ({"speed": "fast"}, "speed"),
+        ({"container": "c_1"}, "container"),
+        ({"max_tokens": MAX_MODEL_LEN}, "maximum context length"),
+    ],
+)
+def test_a_wrong_request_is_a_400_that_names_the_field(rig: WorkerRig, fields: dict[str, Any], named: str) -> None:
+    body = {"model": "tiny", "max_tokens": 8, "messages": TURNS, **fields}
+
+    response = rig.post("/v1/messages", body)
+
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["type"] == "invalid_request_error"
+    assert named in error["message"]
+    assert not rig.engine.requests
+
+
+def test_errors_of_the_routes_have_anthropics_shape_whatever_they_are(make_rig: Any) -> None:
+    rig = make_rig(server=ServerSettings(api_key=("secret",), max_body_bytes=1024))
+    key = {"x-api-key": "secret"}
+
+    answers = {
+        "authentication_error": rig.post("/v1/messages", {}),
+        "not_found_error": rig.post("/v1/messages", {"model": "x", "max_tokens": 1, "messages": TURNS}, headers=key),
+        "request_too_large": rig.post("/v1/messages/count_tokens", {"messages": "x" * 2000}, headers=key),
+    }
+
+    assert [response.status_code for response in answers.values()] == [401, 404, 413]
+    for kind, response in answers.items():
+        assert error_of(response)["type"] == kind
+    assert error_of(rig.get("/v1/messages", headers=key))["type"] == "invalid_request_error"
+    assert error_of(rig.get("/v1/messages/batches", headers=key))["type"] == "not_found_error"
+
+
+def test_a_key_may_come_as_x_api_key_or_as_bearer(make_rig: Any) -> None:
+    rig = make_rig(server=ServerSettings(api_key=("secret",)))
+    body = {"model": "tiny", "max_tokens": 1, "messages": TURNS}
+
+    for headers in ({"x-api-key": "secret"}, {"authorization": "Bearer secret"}):
+        assert rig.post("/v1/messages", body, headers=headers).status_code == 200
+    assert rig.post("/v1/messages", body, headers={"x-api-key": "wrong"}).status_code == 401
+    assert rig.chat().status_code == 401
+    assert rig.post("/v1/chat/completions", {"messages": TURNS}, headers={"x-api-key": "secret"}).status_code == 401
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_server_is_529_with_retry_after(make_rig: Any, stream: bool) -> None:
+    def refuse(message: Generate, _prompt: list[int]) -> Rejected:
+        return Rejected(stream_id=message.stream_id, reason="max_num_queued_reqs", retry_after_s=7)
+
+    response = ask(make_rig(refuse), stream=stream)
+
+    assert response.status_code == 529
+    assert response.headers["retry-after"] == "7"
+    assert error_of(response)["type"] == "overloaded_error"
+
+
+def test_a_failure_in_mid_stream_is_an_error_event() -> None:
+    error = Overloaded("lost with its engine", retry_after_s=1, reason="engine_lost")
+
+    event = MessageEvents("msg_1", "tiny", "1", num_prompt_tokens=4).failed(error)
+
+    name, data = event.decode().removesuffix("\n\n").split("\n")
+    assert name == "event: error"
+    assert json.loads(data.removeprefix("data: ")) == {
+        "type": "error",
+        "error": {"type": "overloaded_error", "message": "lost with its engine"},
+        "request_id": "1",
+    }
+
+
+def test_a_failure_of_the_engine_is_an_api_error(make_rig: Any) -> None:
+    response = ask(make_rig(lambda _message, _prompt: Failure(0, FailureCode.INTERNAL, "broken")))
+
+    assert response.status_code == 500
+    assert error_of(response)["type"] == "api_error"
