@@ -28,7 +28,7 @@ def render_chat(request: ChatRequest | TokenizeRequest, template: ChatTemplate |
         add_generation_prompt=add_generation_prompt,
         continue_final_message=bool(request.continue_final_message),
         documents=_documents(request, template),
-        variables=_variables(request),
+        variables=template_variables(request),
     )
 
 
@@ -96,7 +96,7 @@ def _documents(request: ChatRequest | TokenizeRequest, template: ChatTemplate) -
     return request.documents
 
 
-def _variables(request: ChatRequest | TokenizeRequest) -> dict[str, Any]:
+def template_variables(request: ChatRequest | TokenizeRequest) -> dict[str, Any]:
     """What the template may read beyond the messages. As in vLLM, an effort of reasoning also switches thinking."""
     variables = dict(request.chat_template_kwargs or {})
     for name in RESERVED & variables.keys():

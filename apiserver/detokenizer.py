@@ -38,9 +38,8 @@ class TableDetokenizer:
 
     __slots__ = ("_decoder", "_pieces", "_skipped", "is_clean")
 
-    def __init__(self, table: TokenTable, *, skip_special_tokens: bool) -> None:
-        self._pieces = table.pieces
-        self._skipped = table.special_ids if skip_special_tokens else frozenset()
+    def __init__(self, table: TokenTable, skipped_ids: frozenset[int]) -> None:
+        self._pieces, self._skipped = table.pieces, skipped_ids
         self._decoder = _Utf8Decoder(errors="replace")  # replaces as Rust's lossy decoding does
         self.is_clean = True
 
@@ -62,10 +61,10 @@ class FallbackDetokenizer:
     A run of byte tokens is one piece of UTF-8 or, if it is not, one U+FFFD per byte: it is held back until it ends.
     """
 
-    def __init__(self, table: TokenTable, *, skip_special_tokens: bool) -> None:
+    def __init__(self, table: TokenTable, skipped_ids: frozenset[int]) -> None:
         assert table.byte_fallback is not None
         self._pieces, self._byte_ids = table.pieces, table.byte_fallback.byte_ids
-        self._skipped = table.special_ids if skip_special_tokens else frozenset()
+        self._skipped = skipped_ids
         self._run = bytearray()
         self._num_to_strip = table.byte_fallback.num_stripped
         self.is_clean = self._num_to_strip == 0

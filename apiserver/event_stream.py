@@ -133,6 +133,10 @@ class StreamedChoice(Choice):
         return True
 
 
+ChoiceOf = Callable[[int, TextStream, WorkerMetrics, "StreamedResponse"], StreamedChoice]
+"""A choice of the response: apiserver.parsed_choice has another kind than StreamedChoice."""
+
+
 class StreamedResponse:
     """All choices of one request on one connection, whose listener it is."""
 
@@ -149,6 +153,7 @@ class StreamedResponse:
         client: EngineClient,
         metrics: WorkerMetrics,
         buffer_bytes: int,
+        choice_of: ChoiceOf = StreamedChoice,
     ) -> None:
         self.events = events
         self.can_write = False  # the headers are sent, and the client reads
@@ -160,7 +165,7 @@ class StreamedResponse:
         self._done: asyncio.Future[None] = loop.create_future()
         self._writer: Writer | None = None  # None until the headers are sent
         self._is_gone = False
-        self.choices = [StreamedChoice(index, text, metrics, self) for index, text in enumerate(texts)]
+        self.choices = [choice_of(index, text, metrics, self) for index, text in enumerate(texts)]
         self._num_open = len(self.choices)
         self.usage: Usage | None = None  # once all choices have ended
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 from apiserver.engine_client import EngineClient, StreamError
 from apiserver.errors import ApiError, GenerationFailed, InvalidRequest, Overloaded, QuotaExceeded
 from apiserver.metrics import WorkerMetrics
+from apiserver.parsed_text import OutputFormat, ParsedText
 from apiserver.text_stream import TextStream
 from ipc.messages import NO_LOGPROBS, SamplingParams, StreamId
 from ipc.record import NO_STOP_TOKEN, Finish, FinishCode, Scored
@@ -44,6 +45,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: bytes = b""  # only requests with the same one share K/V
     deadline_s: float | None = None
+    output_format: OutputFormat | None = None  # None: the whole text is content
+    counts_reasoning: bool = False  # the model may reason: usage says how many tokens it took
     fair_key: int = 0  # which of several API keys it came with, from 1; 0: there is no more than one
 
     @property
@@ -75,6 +78,7 @@ class Usage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int | None = None  # None: the model's answers are not parsed for reasoning
 
 
 class Choice:
@@ -273,7 +277,12 @@ def usage_of(request: GenerationRequest, choices: Sequence[Choice]) -> Usage:
         prompt_tokens=sum(prompt.num_tokens for prompt in request.prompts),
         completion_tokens=sum(choice.num_tokens for choice in choices),
         cached_tokens=sum(choice.engine_finish.num_cached_tokens for choice in firsts if choice.engine_finish),
+        reasoning_tokens=_num_reasoning_tokens(choices) if request.counts_reasoning else None,
     )
+
+
+def _num_reasoning_tokens(choices: Sequence[Choice]) -> int:
+    return sum(choice.text.num_reasoning_tokens for choice in choices if isinstance(choice.text, ParsedText))
 
 
 def api_error(error: StreamError) -> ApiError:

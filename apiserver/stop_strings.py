@@ -26,7 +26,7 @@ class StopStrings:
             if stop is not None:
                 self.matched, self._held = stop, ""
                 return text[: at + len(stop) if self._include else at]
-        keep = self._held_length(text)
+        keep = held_length(text, self._strings)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -44,13 +44,15 @@ class StopStrings:
                 first, found = at, stop
         return first, found
 
-    def _held_length(self, text: str) -> int:
-        longest = 0
-        for stop in self._strings:
-            at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-            while 0 <= at < len(text) - longest:
-                if stop.startswith(text[at:]):
-                    longest = len(text) - at
-                    break
-                at = text.find(stop[0], at + 1)
-        return longest
+
+def held_length(text: str, strings: Sequence[str]) -> int:
+    """Characters of the longest end of the text that is the beginning, but not the whole, of one of the strings."""
+    longest = 0
+    for string in strings:
+        at = text.find(string[0], max(0, len(text) - len(string) + 1))
+        while 0 <= at < len(text) - longest:
+            if string.startswith(text[at:]):
+                longest = len(text) - at
+                break
+            at = text.find(string[0], at + 1)
+    return longest

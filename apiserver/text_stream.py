@@ -32,9 +32,11 @@ class TextStream:
         stop: Sequence[str] = (),
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
         min_tokens: int = 0,
     ) -> None:
-        self._detokenizer = _detokenizer(table, decoder, skip_special_tokens)
+        """Of the special tokens that are skipped, those in `shown_ids` are shown."""
+        self._detokenizer = _detokenizer(table, decoder, skip_special_tokens, shown_ids)
         self._stop = StopStrings(stop, include_in_output=include_stop) if stop else None
         self._escaped = table.escaped if table is not None and self._stop is None else None
         self._min_tokens = min_tokens
@@ -93,9 +95,14 @@ class TextStream:
         return text + self._stop.finish()
 
 
-def _detokenizer(table: TokenTable | None, decoder: Decoder, skip_special_tokens: bool) -> Detokenizer:
-    if table is None:
-        return WindowDetokenizer(decoder, skip_special_tokens=skip_special_tokens)
+def _detokenizer(
+    table: TokenTable | None, decoder: Decoder, skip_special_tokens: bool, shown_ids: frozenset[int]
+) -> Detokenizer:
+    if table is None:  # the tokenizer's own decode skips all of them or none
+        return WindowDetokenizer(decoder, skip_special_tokens=skip_special_tokens and not shown_ids)
+    skipped_ids = table.special_ids if skip_special_tokens else frozenset()
+    if shown_ids:
+        skipped_ids -= shown_ids
     if table.byte_fallback is None:
-        return TableDetokenizer(table, skip_special_tokens=skip_special_tokens)
-    return FallbackDetokenizer(table, skip_special_tokens=skip_special_tokens)
+        return TableDetokenizer(table, skipped_ids)
+    return FallbackDetokenizer(table, skipped_ids)

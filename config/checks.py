@@ -19,6 +19,7 @@ def faults_of(configuration: Configuration) -> list[str]:
         _check_timeouts,
         _check_batch,
         _check_tracing,
+        _check_reasoning,
     )
     return [fault for rule in rules for fault in rule(configuration)]
 
@@ -84,3 +85,13 @@ def _check_tracing(configuration: Configuration) -> Iterator[str]:
         yield f"--otlp-traces-endpoint {endpoint} is not an http or https URL, as http://collector:4318/v1/traces"
     if not is_installed("opentelemetry.exporter.otlp.proto.http"):
         yield "--otlp-traces-endpoint needs packages that are not installed: pip install '.[otel]'"
+
+
+def _check_reasoning(configuration: Configuration) -> Iterator[str]:
+    server = configuration.settings.server
+    has_both = bool(server.reasoning_start_str and server.reasoning_end_str)
+    if server.reasoning_parser == "delimiters" and not has_both:
+        yield "--reasoning-parser delimiters needs --reasoning-start-str and --reasoning-end-str: give both"
+    for name in ("reasoning_start_str", "reasoning_end_str"):
+        if server.reasoning_parser != "delimiters" and configuration.is_set(name):
+            yield f"--{name.replace('_', '-')} is for --reasoning-parser delimiters only: set that too, or drop it"

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ReasoningParserName = Literal["auto", "none", "delimiters", "deepseek_r1", "glm45", "mistral", "qwen3", "seed_oss"]
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -55,6 +56,18 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_prompts_per_request: Annotated[int, Meta(ge=1, description="prompts in one completions request")] = 1024
     max_n: Annotated[int, Meta(ge=1, description="choices in one request")] = 128
     max_stop_strings: Annotated[int, Meta(ge=0, description="stop strings in one request")] = 16
+    reasoning_parser: Annotated[
+        ReasoningParserName,
+        Meta(
+            description="how answers show their reasoning; auto: by the markers in the chat template, delimiters: yours"
+        ),
+    ] = "auto"
+    reasoning_start_str: Annotated[
+        str | None, Meta(description="what begins the reasoning, for --reasoning-parser delimiters")
+    ] = None
+    reasoning_end_str: Annotated[
+        str | None, Meta(description="what ends the reasoning, for --reasoning-parser delimiters")
+    ] = None
     stream_buffer_bytes: Annotated[
         int, Meta(ge=4096, description="unsent bytes at which one slow client's stream is aborted")
     ] = 4 * 1024 * 1024

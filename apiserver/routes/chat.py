@@ -8,6 +8,7 @@ from apiserver.asgi import read_body
 from apiserver.chat_messages import render_chat
 from apiserver.generation import Prompt
 from apiserver.logprobs import TokenTexts
+from apiserver.output_formats import OutputFormats
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.generate import answer, check_model, deadline_of, request_id_of
 from apiserver.schema.requests import decode_chat
@@ -22,6 +23,7 @@ class ChatCompletions:
         self._services, self._prompts = services, prompts
         preloaded = services.preloaded
         self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer.decoder)
+        self._formats = OutputFormats(services)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
@@ -37,6 +39,9 @@ class ChatCompletions:
             bounded_field=None if is_truncated(request) else "messages",
         )
         services.metrics.tokenize.observe(time.monotonic() - started_s)
+        output_format = self._formats.format_or_none(request, text)
+        if output_format is not None and not output_format.shows_reasoning:
+            request.logprobs, request.top_logprobs = False, None  # they would tell what is hidden; so in vLLM
         generation = generation_request(
             request,
             (Prompt(ids[0]),),
@@ -44,6 +49,8 @@ class ChatCompletions:
             services.settings.server,
             request_id=request_id,
             deadline_s=deadline_of(scope),
+            output_format=output_format,
+            counts_reasoning=self._formats.has_reasoning,
         )
         response_id = f"chatcmpl-{request_id}"
         events = ChatEvents(response_id, model, self._texts)

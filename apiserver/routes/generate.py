@@ -3,6 +3,7 @@ streams, the answer, the log line."""
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import structs
@@ -11,8 +12,10 @@ from starlette.types import Receive, Scope, Send
 from apiserver import generation
 from apiserver.asgi import ClientLeft, header, send_body
 from apiserver.errors import InvalidRequest, ModelNotFound
-from apiserver.event_stream import Events, StreamedResponse, collect
+from apiserver.event_stream import Events, StreamedChoice, StreamedResponse, collect
 from apiserver.generation import Choice, CollectedChoice, GenerationRequest, Usage
+from apiserver.parsed_choice import parsed_choice_of
+from apiserver.parsed_text import ParsedText
 from apiserver.schema.requests import SamplingFields
 from apiserver.schema.validate import request_id_or_none
 from apiserver.services import Services
@@ -73,8 +76,9 @@ async def answer(
     client, metrics = services.client, services.metrics
     if request.is_stream:
         response = StreamedResponse(
-            request, events, texts, client, metrics, services.settings.server.stream_buffer_bytes
-        )
+            request, events, texts, client, metrics, services.settings.server.stream_buffer_bytes,
+            parsed_choice_of(events) if request.output_format is not None else StreamedChoice,
+        )  # fmt: skip
         try:
             await response.run(scope, receive, send)
         finally:
@@ -94,8 +98,9 @@ async def answer(
 
 
 def _text_stream(request: GenerationRequest, services: Services) -> TextStream:
-    preloaded = services.preloaded
-    return TextStream(
+    preloaded, output_format = services.preloaded, request.output_format
+    kind = TextStream if output_format is None else partial(ParsedText, output_format)
+    return kind(
         preloaded.token_table,
         preloaded.tokenizer.decoder,
         stop=request.stop,

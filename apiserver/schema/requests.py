@@ -127,6 +127,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None  # Any: handed to the template
     documents: list[dict[str, Any]] | None = None  # Any: handed to the template
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    include_reasoning: bool | None = True
 
     chat_template: Unserved = None
     tools: Unserved = None
@@ -134,7 +135,6 @@ class ChatRequest(SamplingFields, kw_only=True):
     functions: Unserved = None
     function_call: Unserved = None
     parallel_tool_calls: Unserved = None
-    include_reasoning: Unserved = None
     modalities: Unserved = None
     audio: Unserved = None
     prediction: Unserved = None

@@ -11,18 +11,23 @@ import msgspec
 from apiserver.errors import ApiError
 from apiserver.generation import CollectedChoice, Usage
 from apiserver.logprobs import TokenTexts, chat_logprobs, completion_logprobs
+from apiserver.output_parts import Content, Part, Reasoning
+from apiserver.parsed_text import ParsedText
 from ipc.record import Scored
 
 _encode = msgspec.json.encode
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:  # Any: JSON
-    return {
+    content: dict[str, Any] = {
         "prompt_tokens": usage.prompt_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "completion_tokens": usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.reasoning_tokens is not None:
+        content["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return content
 
 
 class _Events:
@@ -61,6 +66,13 @@ class ChatEvents(_Events):
         form = b'%b%d,"delta":{"content":"%b"},"logprobs":%b,"finish_reason":null}]}\n\n'
         return form % (self._choice, index, text, _encode(self.logprobs(scores)))
 
+    def parts(self, index: int, parts: list[Part], scores: list[Scored]) -> bytes:
+        """apiserver.parsed_choice.PartEvents."""
+        deltas = [_delta_of(part) for part in parts] or [b"{}"]
+        logprobs = [_encode(self.logprobs(scores)) if scores else b"null", *[b"null"] * (len(deltas) - 1)]
+        form = b'%b%d,"delta":%b,"logprobs":%b,"finish_reason":null}]}\n\n'
+        return b"".join([form % (self._choice, index, *pair) for pair in zip(deltas, logprobs, strict=True)])
+
     def logprobs(self, scores: list[Scored]) -> dict[str, Any]:
         return chat_logprobs(self._texts, scores)
 
@@ -68,6 +80,15 @@ class ChatEvents(_Events):
         reasons = _encode(finish_reason), _encode(stop_reason)
         form = b'%b%d,"delta":{},"logprobs":null,"finish_reason":%b,"stop_reason":%b}]}\n\n'
         return form % (self._choice, index, *reasons)
+
+
+def _delta_of(part: Part) -> bytes:
+    text = _encode(part.text)
+    match part:
+        case Content():
+            return b'{"content":%b}' % text
+        case Reasoning():
+            return b'{"reasoning":%b,"reasoning_content":%b}' % (text, text)
 
 
 class CompletionEvents(_Events):
@@ -102,11 +123,22 @@ class CompletionEvents(_Events):
 
 
 def chat_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
-    rows = [
-        {**_choice(choice), "message": {"role": "assistant", "content": choice.content, **_MESSAGE}}
-        for choice in choices
-    ]
+    rows = [{**_choice(choice), "message": _message(choice)} for choice in choices]
     return _encode({**_base(response_id, "chat.completion", model, rows, usage), **_CHAT})
+
+
+def _message(choice: CollectedChoice) -> dict[str, Any]:
+    message = {"role": "assistant", "content": choice.content, **_MESSAGE}
+    if isinstance(choice.text, ParsedText):
+        message.update(_parsed(choice.text.take_parts()))
+    return message
+
+
+def _parsed(parts: list[Part]) -> dict[str, Any]:
+    """Fields of a message. `reasoning` is vLLM's name, `reasoning_content` that of older clients and other servers."""
+    content = "".join([part.text for part in parts if isinstance(part, Content)])
+    reasoning = "".join([part.text for part in parts if isinstance(part, Reasoning)]) or None
+    return {"content": content or None, "reasoning": reasoning, "reasoning_content": reasoning}
 
 
 def completion_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:

@@ -53,7 +53,6 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "functions": EMPTY,
     "function_call": (None, "none"),
     "parallel_tool_calls": (None, True, False),  # speaks of tools only, and those are refused
-    "include_reasoning": (None, True),
     "modalities": (None, ["text"]),
     "audio": ANY_NULL,
     "prediction": ANY_NULL,

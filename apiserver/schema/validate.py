@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 from apiserver.errors import ContextTooLong, InvalidRequest
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.logprobs import MAX_LOGPROBS
+from apiserver.parsed_text import OutputFormat
 from apiserver.schema.requests import ChatRequest, CompletionRequest, SamplingFields
 from config.model_folder import ModelFolder
 from config.settings import ServerSettings
@@ -37,6 +38,8 @@ def generation_request(
     *,
     request_id: str,
     deadline_s: float | None,
+    output_format: OutputFormat | None = None,
+    counts_reasoning: bool = False,
 ) -> GenerationRequest:
     """Raises InvalidRequest, ContextTooLong."""
     wanted = _wanted_tokens(request)
@@ -58,6 +61,8 @@ def generation_request(
         priority=_within("priority", request.priority, 0, -INT32_MAX - 1, INT32_MAX),
         cache_salt=_cache_salt(request),
         deadline_s=deadline_s,
+        output_format=output_format,
+        counts_reasoning=counts_reasoning,
     )
 
 

@@ -101,7 +101,7 @@ ASKING: dict[str, Any] = {
     "vllm_xargs": {"a": 1}, "logits_processors": ["p"], "return_token_ids": True, "return_tokens_as_token_ids": True,
     "routed_experts_prompt_start": 1, "prompt_embeds": "AA", "repetition_detection": {}, "watermarking": True,
     "chat_template": "x", "tools": [{"type": "function"}], "tool_choice": "required", "functions": [{}],
-    "function_call": "auto", "include_reasoning": False, "modalities": ["audio"], "audio": {"voice": "x"},
+    "function_call": "auto", "modalities": ["audio"], "audio": {"voice": "x"},
     "prediction": {}, "web_search_options": {}, "verbosity": "high", "media_io_kwargs": {"a": 1},
     "mm_processor_kwargs": {"a": 1}, "return_prompt_text": True, "suffix": "end",
 }  # fmt: skip

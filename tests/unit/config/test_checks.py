@@ -19,6 +19,8 @@ def test_defaults_break_no_rule() -> None:
         ({"uds": "/tmp/s", "port": "80"}, "--uds"),
         ({"uds": "/" + "x" * 200}, "--uds"),
         ({"port": "8001"}, "--ops-port"),
+        ({"reasoning_parser": "delimiters", "reasoning_start_str": "<a>"}, "--reasoning-end-str"),
+        ({"reasoning_end_str": "</a>"}, "--reasoning-parser delimiters"),
         ({"block_size": "64", "max_model_len": "32"}, "--block-size"),
     ],
     ids=lambda value: str(value),

@@ -1,0 +1,109 @@
+"""The text of one choice, taken apart into reasoning and content as it comes.
+
+Once the parser leaves everything as it stands, tokens take the same fast path as those of a model that has no parser.
+"""
+
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+
+from apiserver.detokenizer import Decoder
+from apiserver.output_parts import Content, OutputParser, Part, Reasoning
+from apiserver.text_stream import TextStream
+from apiserver.token_table import TokenTable
+
+
+class OutputFormat(Struct, frozen=True):
+    """How the answers to one request are read."""
+
+    parser: Callable[[], OutputParser]  # a new one for each choice
+    shown_ids: frozenset[int] = frozenset()  # special tokens that are markers: the parser must see them
+    shows_reasoning: bool = True  # else it is parsed, counted and dropped
+
+
+class ParsedText(TextStream):
+    """A TextStream that also keeps the parts of what it has given out."""
+
+    __slots__ = ("_format", "_num_parsed_chars", "_parser", "_parts", "num_reasoning_tokens")
+
+    def __init__(
+        self,
+        format: OutputFormat,
+        table: TokenTable | None,
+        decoder: Decoder,
+        *,
+        stop: Sequence[str] = (),
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
+        min_tokens: int = 0,
+    ) -> None:
+        self._format, self._parser = format, format.parser()
+        self._parts: list[Part] = []
+        self._num_parsed_chars = 0
+        self.num_reasoning_tokens = 0
+        super().__init__(
+            table,
+            decoder,
+            stop=stop,
+            include_stop=include_stop,
+            skip_special_tokens=skip_special_tokens,
+            shown_ids=format.shown_ids,
+            min_tokens=min_tokens,
+        )
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        """One by one, so that each is counted where it belongs. A marker's own token is no reasoning."""
+        return "".join([self._feed_one(number) for number in token_ids])
+
+    def finish(self, stop_token_id: int | None = None) -> str:
+        num_before = self._num_parsed_chars
+        text = super().finish(stop_token_id)
+        num_parsed = self._num_parsed_chars - num_before  # of the stop token, which came through `feed`
+        self._keep(self._parser.feed(text[num_parsed:]))
+        self._keep(self._parser.finish())
+        return text
+
+    def feed_parts(self, token_ids: Sequence[int]) -> list[Part]:
+        """The parts these tokens complete."""
+        self.feed(token_ids)
+        parts = self.take_parts()
+        self._look_whether_ready()
+        return parts
+
+    def finish_parts(self, stop_token_id: int | None) -> list[Part]:
+        self.finish(stop_token_id)
+        return self.take_parts()
+
+    def take_parts(self) -> list[Part]:
+        """What has come since they were last taken."""
+        parts, self._parts = self._parts, []
+        return parts
+
+    def _feed_one(self, token: int) -> str:
+        parser = self._parser
+        num_tokens, num_markers = self.num_tokens, parser.num_markers
+        text = super().feed((token,))
+        if text:
+            self._num_parsed_chars += len(text)
+            self._keep(parser.feed(text))
+        if parser.is_reasoning and parser.num_markers == num_markers:
+            self.num_reasoning_tokens += self.num_tokens - num_tokens
+        return text
+
+    def _keep(self, parts: list[Part]) -> None:
+        """Neighbours of one kind become one part."""
+        for part in parts:
+            if isinstance(part, Reasoning) and not self._format.shows_reasoning:
+                continue
+            last = self._parts[-1] if self._parts else None
+            if isinstance(part, Content) and isinstance(last, Content):
+                self._parts[-1] = Content(last.text + part.text)
+            elif isinstance(part, Reasoning) and isinstance(last, Reasoning):
+                self._parts[-1] = Reasoning(last.text + part.text)
+            else:
+                self._parts.append(part)
+
+    def _look_whether_ready(self) -> None:
+        super()._look_whether_ready()
+        if not self._parser.is_plain or self._parts:
+            self.ready = None

@@ -1,0 +1,71 @@
+"""An answer is cut into its reasoning and its content, as its pieces arrive."""
+
+from apiserver.output_parts import Content, Part, Reasoning
+from apiserver.reasoning.style import Phase, ReasoningStyle
+from apiserver.stop_strings import held_length
+
+
+class ReasoningSplitter:
+    """apiserver.output_parts.OutputParser. Holds back only what may be part of a marker.
+
+    An answer that ends without an end marker was all reasoning, as in vLLM.
+    """
+
+    __slots__ = ("_end", "_held", "_phase", "_start", "num_markers")
+
+    def __init__(self, style: ReasoningStyle, phase: Phase) -> None:
+        self._start, self._end = style.start, style.end
+        self._phase = phase
+        self._held = ""
+        self.num_markers = 0
+
+    @property
+    def is_reasoning(self) -> bool:
+        return self._phase is Phase.THINKING
+
+    @property
+    def is_plain(self) -> bool:
+        return self._phase is Phase.ANSWERING
+
+    def feed(self, piece: str) -> list[Part]:
+        text, self._held = self._held + piece, ""
+        parts: list[Part] = []
+        if self._phase in (Phase.UNDECIDED, Phase.OPENING):
+            text = self._begin(text)
+        if self._phase is Phase.THINKING:
+            text = self._think(text, parts)
+        if self._phase is Phase.ANSWERING and text:
+            parts.append(Content(text))
+        return parts
+
+    def finish(self) -> list[Part]:
+        text, self._held = self._held, ""
+        if not text:
+            return []
+        return [Content(text) if self._phase is Phase.UNDECIDED else Reasoning(text)]
+
+    def _begin(self, text: str) -> str:
+        """The text behind the start marker, or the whole text once there can be none; "" while that is open."""
+        stripped = text.lstrip()
+        if stripped.startswith(self._start):
+            self._phase = Phase.THINKING
+            self.num_markers += 1
+            return stripped[len(self._start) :]
+        if self._start.startswith(stripped):
+            self._held = text
+            return ""
+        self._phase = Phase.THINKING if self._phase is Phase.OPENING else Phase.ANSWERING
+        return text
+
+    def _think(self, text: str, parts: list[Part]) -> str:
+        """Takes the reasoning off the text; what is behind the end marker is left."""
+        reasoning, marker, rest = text.partition(self._end)
+        if marker:
+            self._phase = Phase.ANSWERING
+            self.num_markers += 1
+        else:
+            keep = held_length(text, (self._end,))
+            reasoning, self._held = text[: len(text) - keep], text[len(text) - keep :]
+        if reasoning:
+            parts.append(Reasoning(reasoning))
+        return rest
