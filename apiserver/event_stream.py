@@ -112,6 +112,10 @@ class StreamedChoice(Choice):
         scores, self.scores = self.scores[:num_tokens], self.scores[num_tokens:]
         return self._response.events.scored(self.index, piece, scores)
 
+    def release(self) -> None:
+        super().release()
+        del self._response
+
     def last_events(self) -> bytes:
         """What is left to say when the engine is done with it."""
         events = self._response.events
@@ -186,6 +190,8 @@ class StreamedResponse:
         finally:
             generation.abort(self.choices, self._client, self._metrics)
             writer.close()
+            for choice in self.choices:
+                choice.release()
 
     async def _stream(self, writer: Writer, send: Send) -> None:
         generation.submit(self._request, self.choices, self._client, self._metrics)
@@ -314,6 +320,8 @@ async def collect(
     finally:
         generation.abort(collection.choices, client, metrics)
         writer.close()
+        for choice in collection.choices:
+            choice.release()
     if not is_complete:
         return None
     for choice in collection.choices:

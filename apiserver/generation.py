@@ -150,6 +150,10 @@ class Choice:
         self._metrics.on_failure(error.reason)
         self._on_end(self)
 
+    def release(self) -> None:
+        """Nobody waits for it any more: let go of who did, or each would keep the other until the next collection."""
+        del self._on_end
+
     def note_tokens(self, count: int, now_s: float) -> None:
         """`count` tokens arrived now. One observation, whatever the count: the latencies in between are their mean."""
         last_s, self._last_token_s = self._last_token_s, now_s
@@ -231,6 +235,10 @@ class CollectedChoice(Choice):
             self._parts.append(self.text.finish(self.stop_token_id))
             self._look_for_stop()
         super().finish(finish)
+
+    def release(self) -> None:
+        super().release()
+        del self._stop
 
     def _look_for_stop(self) -> None:
         if self.text.matched_stop is not None:

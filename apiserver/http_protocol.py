@@ -78,8 +78,10 @@ class StreamWriter:
             listener.on_disconnected()
 
     def close(self) -> None:
-        """Before the last ASGI message: the connection may go on with another request."""
+        """The response is over; the connection may go on with another request. Nothing of the writer works after this:
+        it stands in the scope that its cycle holds, and must not hold the cycle in turn."""
         self._protocol.listener = None
+        del self._cycle
 
     def open(self) -> None:
         """Before the headers. HTTP/1.0 knows no chunks: without a length its body ends with the connection."""

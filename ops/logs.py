@@ -11,9 +11,11 @@ import logging
 import re
 import sys
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Literal
 
-_OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_NUM_OWN_ATTRIBUTES = len(vars(logging.makeLogRecord({})))  # of every record; what came through `extra` stands behind
+_LIBRARIES_ATTRIBUTES = frozenset({"color_message"})  # uvicorn's
 _PLAIN_WORD = re.compile(r"[!#-<>-~]+")  # printable ASCII but space, quote and equals sign
 _QUIET_LIBRARIES = ("asyncio", "uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "fastokens")
 
@@ -63,7 +65,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:  # Any: a field is whatever its author logged
-    return {name: value for name, value in vars(record).items() if name not in _OWN_ATTRIBUTES}
+    extra = islice(vars(record).items(), _NUM_OWN_ATTRIBUTES, None)
+    return {name: value for name, value in extra if name not in _LIBRARIES_ATTRIBUTES}
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -72,7 +75,9 @@ def _time(record: logging.LogRecord) -> str:
 
 def _shown(value: object) -> str:
     """Bare when it is one word, quoted otherwise: a line is split at its spaces, and never ends early."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, int | float):
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = str(value)
     return text if _PLAIN_WORD.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
 
 

@@ -10,6 +10,7 @@ finish through a ring in this process, the transport takes every write. Concurre
 import argparse
 import asyncio
 import cProfile
+import gc
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from apiserver.journal import Journal
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import preload
 from apiserver.services import Services
+from apiserver.worker import YOUNG_OBJECTS
 from config.model_folder import ModelFolder, read_model_folder
 from config.settings import ModelSettings, Settings
 from engine_core.model_source import find_model
@@ -185,6 +187,8 @@ async def run(num_requests: int, num_words: int, profile: cProfile.Profile | Non
     model = read_model_folder(Path(find_model(ModelSettings()).path), ModelSettings())
     services = build_services(model)
     services.client.start(asyncio.get_running_loop())
+    gc.freeze()  # as a worker does
+    gc.set_threshold(YOUNG_OBJECTS)
     runs_us = [await measure(services, num_requests, num_words, profile) for _ in range(1 if profile else 5)]
     return table(["words", "CPU us per request"], [[str(num_words), spread(runs_us)]])
 
