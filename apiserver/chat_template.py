@@ -14,6 +14,7 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from apiserver.errors import InvalidRequest
@@ -32,7 +33,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: dict[str, str], *, max_chars: int = MAX_RENDERED_CHARS) -> None:
         """Raises ModelFolderError when the template does not compile."""
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
         )
         environment.filters["tojson"] = _tojson
@@ -82,7 +83,8 @@ class ChatTemplate:
         pieces = []
         num_chars = 0
         try:
-            for piece in self._template.generate(variables):
+            context = self._template.new_context(variables)
+            for piece in self._template.root_render_func(context):
                 num_chars += len(piece)
                 if num_chars > self._max_chars:
                     raise InvalidRequest(
@@ -174,6 +176,19 @@ def _raise_exception(message: str) -> None:
 
 def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
+
+
+_LOOP_ATTRIBUTES = frozenset({"first", "index", "index0", "last", "length", "nextitem", "previtem"})
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's, which asks five functions whether an attribute is safe; of a loop these are, and templates ask for little
+    else."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is LoopContext and attribute in _LOOP_ATTRIBUTES:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
 
 
 class _GenerationTag(Extension):

@@ -75,9 +75,11 @@ def _time(record: logging.LogRecord) -> str:
 
 def _shown(value: object) -> str:
     """Bare when it is one word, quoted otherwise: a line is split at its spaces, and never ends early."""
-    if isinstance(value, int | float):
-        return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
     text = str(value)
+    if isinstance(value, int):
+        return text
     return text if _PLAIN_WORD.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
