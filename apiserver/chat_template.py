@@ -33,9 +33,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: dict[str, str], *, max_chars: int = MAX_RENDERED_CHARS) -> None:
         """Raises ModelFolderError when the template does not compile."""
-        environment = _Sandbox(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-        )
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now

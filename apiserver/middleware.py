@@ -17,11 +17,12 @@ from apiserver.anthropic.errors import AnthropicError, is_anthropic
 from apiserver.asgi import ClientLeft, header, refuse_body, send_error
 from apiserver.errors import ApiError, BodyTooLarge, GenerationFailed, Unauthorized
 from apiserver.metrics import WorkerMetrics
+from apiserver.request_log import is_shown, log_request
 
 if TYPE_CHECKING:  # imported only where tracing is on
     from apiserver.tracing import RequestTracer
 
-logger = logging.getLogger("tokenfleet.request")
+logger = logging.getLogger(__name__)
 
 MAX_REQUEST_ID_CHARS = 128
 GUARDED = ("/v1/", "/tokenize", "/detokenize")
@@ -114,7 +115,7 @@ class RequestMiddleware:
         level = logging.DEBUG if path in QUIET else logging.INFO
         is_slow = duration_s > self._metrics.slow.floor_s and "finish" in log  # the first of a minute are slow, too
         is_traced = self._tracer is not None and path not in UNCOUNTED
-        if not is_slow and not is_traced and not logger.isEnabledFor(level):
+        if not is_slow and not is_traced and not is_shown(level):
             return
         fields = {
             "request_id": request_id,
@@ -128,7 +129,8 @@ class RequestMiddleware:
             self._metrics.slow.offer(duration_s, fields)
         if self._tracer is not None and is_traced:
             self._tracer.record(scope["headers"], fields, scope["state"].get("generation"))
-        logger.log(level, "request", extra=fields)
+        if is_shown(level):
+            log_request(level, fields)
 
 
 def _id_header_names(path: str) -> tuple[bytes, ...]:

@@ -12,7 +12,9 @@ import re
 import sys
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
+
+import msgspec
 
 _NUM_OWN_ATTRIBUTES = len(vars(logging.makeLogRecord({})))  # of every record; what came through `extra` stands behind
 _LIBRARIES_ATTRIBUTES = frozenset({"color_message"})  # uvicorn's
@@ -22,7 +24,7 @@ _QUIET_LIBRARIES = ("asyncio", "uvicorn", "uvicorn.error", "uvicorn.access", "ht
 
 def configure(role: str, *, level: str, log_format: Literal["text", "json"]) -> None:
     """Call once per process, and again after a fork that changes the role."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(role) if log_format == "json" else TextFormatter(role))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in _QUIET_LIBRARIES:
@@ -31,6 +33,18 @@ def configure(role: str, *, level: str, log_format: Literal["text", "json"]) -> 
     # What no line shows need not be looked up for every record (Python's logging HOWTO, "Optimization").
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Its stream is line-buffered, as stderr always is: to write a line is to flush it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.stream.write(self.format(record) + "\n")
+        except RecursionError:  # as in logging.StreamHandler
+            raise
+        except Exception:
+            self.handleError(record)
 
 
 class TextFormatter(logging.Formatter):
@@ -61,7 +75,7 @@ class JsonFormatter(logging.Formatter):
         trace = _traceback(self, record)
         if trace:
             line["traceback"] = trace
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return msgspec.json.encode(line, enc_hook=str).decode()
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:  # Any: a field is whatever its author logged
@@ -80,7 +94,9 @@ def _shown(value: object) -> str:
     text = str(value)
     if isinstance(value, int):
         return text
-    return text if _PLAIN_WORD.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
+    if (text.isalnum() and text.isascii()) or _PLAIN_WORD.fullmatch(text):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
