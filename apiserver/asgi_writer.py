@@ -27,6 +27,11 @@ class AsgiWriter:
     def is_paused(self) -> bool:
         return self._num_bytes > HIGH_WATER_BYTES
 
+    @property
+    def send_chunk(self) -> None:
+        """The server frames the body."""
+        return None
+
     def listen(self, listener: ConnectionListener) -> None:
         self._listener = listener
         self._listening = asyncio.create_task(self._listen())

@@ -30,10 +30,22 @@ HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx passes events on at once
 ]
+CRLF = b"\r\n"
 SHUTDOWN = StreamError("shutdown", "the server is shutting down", retry_after_s=1)
 BYTES_PER_HELD_TOKEN = 36  # a list slot and an int object
 BYTES_PER_HELD_SCORE = 400  # a Scored without alternatives
 BYTES_PER_HELD_ALTERNATIVE = 80
+
+
+class _ChunkHeads(dict[int, bytes]):
+    """The first line of an HTTP chunk by the number of bytes in it: tokens are short, so there are few."""
+
+    def __missing__(self, num_bytes: int) -> bytes:
+        head = self[num_bytes] = b"%x\r\n" % num_bytes
+        return head
+
+
+CHUNK_HEADS = _ChunkHeads()
 
 
 class Events(Protocol):
@@ -56,6 +68,8 @@ class Writer(Protocol):
 
     @property
     def is_paused(self) -> bool: ...
+    @property
+    def send_chunk(self) -> Callable[[bytes], None] | None: ...
     def listen(self, listener: ConnectionListener) -> None: ...
     def open(self) -> None: ...
     def write(self, data: bytes) -> None: ...
@@ -69,26 +83,44 @@ class Writer(Protocol):
 class StreamedChoice(Choice):
     """Writes its text as events."""
 
-    __slots__ = ("_prefix", "_response", "_suffix", "is_closed")
+    __slots__ = (
+        "_chunk_end", "_num_bytes_around", "_observe_itl", "_pieces", "_prefix", "_response", "_send", "_suffix",
+        "is_closed",
+    )  # fmt: skip
 
     def __init__(self, index: int, text: TextStream, metrics: WorkerMetrics, response: "StreamedResponse") -> None:
         super().__init__(index, text, metrics, response.on_end)
         self._response = response
         self._prefix, self._suffix = response.events.delta(index)
+        self._chunk_end = self._suffix + CRLF
+        self._num_bytes_around = len(self._prefix) + len(self._suffix)
+        self._pieces: list[bytes | None] | None = None  # the token table, while a token may go out by itself
+        self._send: Callable[[bytes], None] = _refuse_write
+        self._observe_itl = metrics.itl.observe
         self.is_closed = False  # its last event is written
 
     def take(self, token: int, now_s: float) -> None:
-        """The hot path, once per stream and engine step: a whole token's text stands ready in the table."""
-        table = self.text.ready
-        piece = table[token] if table is not None else None
-        response = self._response
-        if piece is None or not response.can_write or self.tokens:
+        """The hot path, once per stream and engine step: the token's text stands ready in the table, nothing waits in
+        front of it, and its event goes to the transport as one chunk."""
+        pieces = self._pieces
+        piece = pieces[token] if pieces is not None else None
+        if piece is None:
             self.tokens.append(token)
             self.flush(now_s)
             return
         self.text.num_tokens += 1
-        self.note_tokens(1, now_s)
-        response.write(self._prefix + piece + self._suffix)
+        last_s, self._last_token_s = self._last_token_s, now_s
+        self._observe_itl(now_s - last_s, 1)
+        head = CHUNK_HEADS[self._num_bytes_around + len(piece)]
+        self._send(b"".join((head, self._prefix, piece, self._chunk_end)))
+
+    def choose_way(self) -> None:
+        """To be called whenever the text or the connection may have come to another state."""
+        send = self._response.send_chunk
+        if send is None or not self._response.can_write:
+            self._pieces = None
+        else:
+            self._pieces, self._send = self.text.ready, send
 
     def flush(self, now_s: float) -> None:
         """The exact way, for any number of tokens, a client that does not read, and stop strings."""
@@ -106,6 +138,7 @@ class StreamedChoice(Choice):
             response.write(self._prefix + piece + self._suffix)
         if self.text.has_stop_strings and self.finish_reason is None and self._has_stopped():
             response.stop(self)
+        self.choose_way()
 
     def _scored_event(self, piece: bytes, num_tokens: int) -> bytes:
         """Text and the scores of the tokens that count; those behind a stop string never do."""
@@ -146,7 +179,7 @@ class StreamedResponse:
 
     __slots__ = (
         "_client", "_done", "_first_output", "_is_gone", "_max_held_tokens", "_metrics", "_num_open", "_request",
-        "_writer", "can_write", "choices", "events", "usage", "write",
+        "_writer", "can_write", "choices", "events", "send_chunk", "usage", "write",
     )  # fmt: skip
 
     def __init__(
@@ -162,6 +195,7 @@ class StreamedResponse:
         self.events = events
         self.can_write = False  # the headers are sent, and the client reads
         self.write: Callable[[bytes], None] = _refuse_write
+        self.send_chunk: Callable[[bytes], None] | None = None  # `write` without framing, where and while there is one
         self._request, self._client, self._metrics = request, client, metrics
         self._max_held_tokens = buffer_bytes // _held_bytes(request) // len(texts)  # per choice
         loop = asyncio.get_running_loop()
@@ -220,6 +254,12 @@ class StreamedResponse:
         self.write = writer.write
         if not self._done.done():
             writer.flush()
+            self.send_chunk = writer.send_chunk
+            self._choose_ways()
+
+    def _choose_ways(self) -> None:
+        for choice in self.choices:
+            choice.choose_way()
 
     def _raise_early_error(self) -> None:
         """A request all of whose choices failed before any output is an HTTP error."""
@@ -277,6 +317,7 @@ class StreamedResponse:
 
     def on_paused(self) -> None:
         self.can_write = False
+        self._choose_ways()
 
     def on_resumed(self) -> None:
         """Everything that waited goes out, until the client is slow again."""
@@ -289,11 +330,13 @@ class StreamedResponse:
                 choice.flush(now_s)
             if choice.has_ended and not choice.is_closed and self.can_write:
                 self._close(choice)
+        self._choose_ways()
 
     def on_disconnected(self) -> None:
         """The client is gone. The aborts follow in `run`, in the next turn of the loop."""
         self._is_gone = True
         self.can_write = False
+        self._choose_ways()
         self._wake()
         if not self._done.done():
             self._done.set_result(None)

@@ -11,6 +11,7 @@ extension (another server, a test client) a response sends ordinary ASGI message
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -70,6 +71,11 @@ class StreamWriter:
     @property
     def is_paused(self) -> bool:
         return self._protocol.flow.write_paused
+
+    @property
+    def send_chunk(self) -> Callable[[bytes], None] | None:
+        """Takes one whole HTTP chunk, where the body is chunked. Only once the head is sent, and never after a `hold`."""
+        return self._transport.write if self._is_chunked else None
 
     def listen(self, listener: ConnectionListener) -> None:
         """Tell this listener of the connection, until `close`. One that is gone already is told at once."""
