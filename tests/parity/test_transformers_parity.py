@@ -13,57 +13,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from config.settings import EngineSettings
 from ipc.messages import SamplingParams
 from tests.parity.in_process_engine import InProcessEngine
+from tests.parity.prompts import parity_prompts
 
 NEW_TOKENS = 64
 TIE = 1e-3
 BATCH = 7  # transformers' rows at once, padded on the left
-LENGTHS = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 100, 127, 128, 129, 200, 300, 500, 1000, 1500]
 GREEDY = SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, ignore_eos=True)
-QUESTIONS = (
-    "What is the capital of France?",
-    "Write a haiku about the sea.",
-    "def fibonacci(n):",
-    "The three laws of thermodynamics are",
-    "Translate to German: good morning, my friend.",
-    "List five fruits that are red.",
-    "1 + 1 = 2, 2 + 2 = 4, 3 + 3 =",
-    "Once upon a time, in a village by the river,",
-    "東京はどこにありますか？",
-    "Explain photosynthesis to a child.",
-    '{"name": "Alice", "age":',
-    "Roses are red, violets are",
-    "How many legs does a spider have?",
-    "SELECT name FROM users WHERE",
-    "The quick brown fox",
-    "Dear Sir or Madam,",
-    "Die Hauptstadt von Deutschland ist",
-    "A recipe for pancakes:",
-)
 
 
 @pytest.fixture(scope="module")
 def prompts(model_folder: Path) -> list[list[int]]:
-    """Texts of exact lengths cut out of running prose, and chats."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(model_folder)  # Any: transformers' types promise less than it does
-    prose = tokenizer(
-        "\n".join(path.read_text() for path in sorted(Path("tests/parity/texts").glob("*.txt")))
-    ).input_ids
-    cuts, start = [], 0
-    for length in LENGTHS:
-        cuts.append(prose[start : start + length])
-        start += length
-    chats = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=True
-        )["input_ids"]
-        for question in QUESTIONS
-    ]
-    return cuts + chats
+    return parity_prompts(model_folder)
 
 
 @pytest.fixture(scope="module")
