@@ -14,6 +14,7 @@ from apiserver.routes.completions import Completions
 from apiserver.routes.health import Load, Metrics, ProbeRoute, Version, has_started, is_live, is_ready
 from apiserver.routes.messages import CountTokens, Messages
 from apiserver.routes.models import Models
+from apiserver.routes.responses import CancelResponse, Responses, StoredResponses
 from apiserver.routes.tokenize import Detokenize, Tokenize
 from apiserver.services import Services
 
@@ -32,7 +33,7 @@ def build_app(services: Services) -> ASGIApp:
         app = CORSMiddleware(
             app,
             allow_origins=server.allowed_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
@@ -48,6 +49,9 @@ def _routes(services: Services) -> list[Route]:
         Route("/v1/completions", Completions(services, prompts), methods=["POST"]),
         Route("/v1/messages", Messages(services, prompts), methods=["POST"]),
         Route("/v1/messages/count_tokens", CountTokens(services, prompts), methods=["POST"]),
+        Route("/v1/responses", Responses(services, prompts), methods=["POST"]),
+        Route("/v1/responses/{response_id}", StoredResponses(services), methods=["GET", "DELETE"]),
+        Route("/v1/responses/{response_id}/cancel", CancelResponse(services), methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", models, methods=["GET"]),
         Route("/tokenize", Tokenize(services, prompts), methods=["POST"]),

@@ -2,10 +2,12 @@
 
     ApiError
     ├── InvalidRequest           400  type invalid_request_error, as all the client's errors
-    │   └── ContextTooLong       400  code context_length_exceeded
+    │   ├── ContextTooLong       400  code context_length_exceeded
+    │   └── PreviousResponseNotFound 400  code previous_response_not_found, as OpenAI has it
     ├── Unauthorized             401  code invalid_api_key
     ├── NotFound                 404  code unknown_url
-    │   └── ModelNotFound        404  code model_not_found
+    │   ├── ModelNotFound        404  code model_not_found
+    │   └── ResponseNotFound     404  code response_not_found
     ├── MethodNotAllowed         405  code method_not_supported
     ├── BodyTooLarge             413  code body_too_large
     ├── GenerationFailed         500  type server_error
@@ -48,6 +50,10 @@ class ContextTooLong(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class PreviousResponseNotFound(InvalidRequest):
+    code = "previous_response_not_found"
+
+
 class Unauthorized(ApiError):
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
 
@@ -62,6 +68,10 @@ class NotFound(ApiError):
 
 class ModelNotFound(NotFound):
     code = "model_not_found"
+
+
+class ResponseNotFound(NotFound):
+    code = "response_not_found"
 
 
 class MethodNotAllowed(ApiError):

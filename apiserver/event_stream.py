@@ -171,7 +171,7 @@ class StreamedChoice(Choice):
 
 
 ChoiceOf = Callable[[int, TextStream, WorkerMetrics, "StreamedResponse"], StreamedChoice]
-"""A choice of the response: apiserver.parsed_choice has another kind than StreamedChoice."""
+"""A choice of the response, where it is of another kind than StreamedChoice."""
 
 
 class StreamedResponse:

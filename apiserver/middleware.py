@@ -33,7 +33,7 @@ CLIENT_CLOSED = 499  # nginx's code for a client that left; only in the log and 
 
 class RequestMiddleware:
     """`scope["state"]` gets `request_id`, `log`, a dict whose entries end up in the request's log line, and with several API
-    keys `fair_key`, which of them it was."""
+    keys `fair_key`, which of them it was; where there are keys, `key_digest`, the SHA-256 of the one that was given."""
 
     def __init__(
         self,
@@ -95,6 +95,7 @@ class RequestMiddleware:
         matches = [hmac.compare_digest(given, digest) for digest in self._key_digests]
         if scheme.lower() != b"bearer" or not any(matches):
             raise Unauthorized("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")
+        scope["state"]["key_digest"] = given
         if len(matches) > 1:
             scope["state"]["fair_key"] = 1 + matches.index(True)
 

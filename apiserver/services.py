@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from apiserver.engine_client import EngineClient
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded
+from apiserver.responses.store import ResponseStore
 from config.model_folder import ModelFolder
 from config.settings import Settings
 from ipc.exposition import Exposition
@@ -25,4 +26,5 @@ class Services:
     exposition: Exposition
     fleet: FleetPage
     slot: int
+    response_store: ResponseStore | None = None  # None: /v1/responses stores nothing
     tracer: "RequestTracer | None" = None  # None: tracing is off

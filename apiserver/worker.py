@@ -23,6 +23,7 @@ from apiserver.journal import Journal
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded
 from apiserver.quiet_server import QuietServer
+from apiserver.responses.store import ResponseStore
 from apiserver.services import Services
 from config.model_folder import ModelFolder
 from config.settings import ServerSettings, Settings
@@ -32,6 +33,7 @@ from ipc.fleet_page import FleetPage, State
 from ipc.handles import WorkerHandles
 from ipc.ring import RingReader
 from ipc.segment import Segment
+from ipc.shelf import Shelf
 from ipc.sockets import WorkerSocket
 
 if TYPE_CHECKING:  # imported only where tracing is on
@@ -116,6 +118,7 @@ def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandl
         exposition=Exposition(pages),
         fleet=FleetPage(Segment.attach(handles.fleet_fd).view),
         slot=handles.slot,
+        response_store=_response_store(handles, settings.server),
         tracer=_build_tracer(settings, model, handles.slot),
     )
 
@@ -127,6 +130,13 @@ def _build_tracer(settings: Settings, model: ModelFolder, slot: int) -> "Request
     from apiserver.tracing import RequestTracer  # some 10 MB and a thread: only where it is on
 
     return RequestTracer(endpoint, model_name=model.name, worker=slot)
+
+
+def _response_store(handles: WorkerHandles, server: ServerSettings) -> ResponseStore | None:
+    if not handles.shelf_fds:
+        return None
+    shelves = [Shelf(Segment.attach(fd).view) for fd in handles.shelf_fds]
+    return ResponseStore(shelves, handles.slot, max_age_s=server.response_store_age_s)
 
 
 def _journal(server: ServerSettings) -> Journal | None:

@@ -84,6 +84,13 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int,
         Meta(ge=1 << 16, description="delivered tokens a worker keeps as they came, before it sorts them by request"),
     ] = 16 * 1024 * 1024
+    response_store_bytes: Annotated[
+        int, Meta(ge=0, description="memory of the fleet for stored answers of /v1/responses; 0: none is stored")
+    ] = 64 * 1024 * 1024
+    response_store_entries: Annotated[int, Meta(ge=1, description="most answers of /v1/responses that are stored")] = (
+        16384
+    )
+    response_store_age_s: Annotated[float, Meta(gt=0, description="answers of /v1/responses are stored for")] = 86400.0
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -17,6 +17,7 @@ class WorkerHandles(Struct, frozen=True, kw_only=True):
     metrics_fds: tuple[int, ...]  # one memfd per process of the fleet, own one at metrics_index
     metrics_index: int
     broker_endpoint: str
+    shelf_fds: tuple[int, ...] = ()  # one memfd of ipc.shelf per slot; (): nothing is stored
 
 
 class EngineHandles(Struct, frozen=True, kw_only=True):

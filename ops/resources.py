@@ -16,6 +16,7 @@ from ipc.handles import BrokerHandles, EngineHandles, WorkerHandles
 from ipc.metrics_page import create_metrics_segment
 from ipc.ring import format_ring, ring_segment_bytes
 from ipc.segment import Segment
+from ipc.shelf import format_shelf, shelf_segment_bytes
 from ops.listeners import ops_socket, serving_sockets
 from ops.run_folder import Manifest, RingEntry, RunFolder
 
@@ -40,6 +41,7 @@ class Resources:
             *(f"worker-{n}" for n in range(self.num_slots)),
         ]
         self._metrics = [create_metrics_segment(name) for name in ("supervisor", *names)]
+        self._shelves = self._make_shelves()
         self._folder = RunFolder()
         self._folder.store(self._manifest())
 
@@ -103,6 +105,7 @@ class Resources:
             metrics_fds=tuple(segment.fd for segment in self._metrics),
             metrics_index=2 + self.num_engines + slot,
             broker_endpoint=self._folder.endpoint("workers"),
+            shelf_fds=tuple(shelf.fd for shelf in self._shelves),
         )
 
     def stop_listening(self) -> None:
@@ -121,6 +124,20 @@ class Resources:
         ring = Segment.create(f"tokenfleet-ring-{engine}-{slot}", ring_segment_bytes(capacity))
         format_ring(ring.view, capacity)
         return ring
+
+    def _make_shelves(self) -> list[Segment]:
+        """One per slot: its part of what the whole fleet may store."""
+        server = self._settings.server
+        data_bytes = server.response_store_bytes // self.num_slots
+        if not data_bytes:
+            return []
+        num_entries = max(1, server.response_store_entries // self.num_slots)
+        shelves = []
+        for slot in range(self.num_slots):
+            shelf = Segment.create(f"tokenfleet-shelf-{slot}", shelf_segment_bytes(num_entries, data_bytes))
+            format_shelf(shelf.view, num_entries, data_bytes)
+            shelves.append(shelf)
+        return shelves
 
     def _manifest(self) -> Manifest:
         rings = ((e, s, ring.fd) for e, rings in enumerate(self._rings) for s, ring in enumerate(rings))

@@ -5,6 +5,7 @@ thinking blocks, redacted thinking, citations. As in vLLM the block by which Cla
 differs each time, and would keep the prefix cache from ever holding the conversation behind it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -13,6 +14,14 @@ from apiserver.errors import InvalidRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest, ToolChoice, Turn
 from apiserver.schema.requests import ChatRequest, Message, StreamOptions
 
+FIELDS: Mapping[str, str] = {
+    "stop": "stop_sequences",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+    "thinking_token_budget": "thinking.budget_tokens",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+}
+"""Fields of a chat request, as clients of these routes know them."""
 BILLING = "x-anthropic-billing-header"
 
 

@@ -22,14 +22,6 @@ TYPES: Mapping[int, str] = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-FIELDS: Mapping[str, str] = {
-    "stop": "stop_sequences",
-    "reasoning_effort": "output_config.effort",
-    "response_format": "output_config.format",
-    "thinking_token_budget": "thinking.budget_tokens",
-    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
-}
-"""Fields of a chat request, as clients of these routes know them."""
 
 
 def is_anthropic(path: str) -> bool:
@@ -40,7 +32,7 @@ class AnthropicError(ApiError):
     """Another error, as these routes tell it."""
 
     def __init__(self, error: ApiError, request_id: str) -> None:
-        super().__init__(_in_its_words(error), param=error.param)
+        super().__init__(error.message, param=error.param)
         self.type = TYPES.get(error.status, "api_error")
         self.status = OVERLOADED if error.status == 503 else error.status
         self._headers, self._request_id = error.headers, request_id
@@ -52,8 +44,3 @@ class AnthropicError(ApiError):
     def body(self) -> bytes:
         content = {"type": self.type, "message": self.message}
         return msgspec.json.encode({"type": "error", "error": content, "request_id": self._request_id})
-
-
-def _in_its_words(error: ApiError) -> str:
-    name = FIELDS.get(error.param or "")
-    return error.message if name is None else error.message.replace(error.param or "", name, 1)

@@ -4,10 +4,11 @@ import time
 
 from starlette.types import Receive, Scope, Send
 
-from apiserver.anthropic.conversation import chat_request, counted_chat
+from apiserver.anthropic.conversation import FIELDS, chat_request, counted_chat
 from apiserver.anthropic.events import MessageEvents, message_body
 from apiserver.asgi import read_body, send_json
 from apiserver.chat_messages import render_chat
+from apiserver.field_names import told_as
 from apiserver.generation import Prompt
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.generate import answer, check_model, deadline_of
@@ -27,20 +28,21 @@ class Messages:
         request = decode_messages(await read_body(scope, receive, services.settings.server.max_body_bytes))
         model = check_model(request.model, services)
         refuse_unsupported(request)
-        chat = chat_request(request)
-        refuse_unsupported(chat)
         request_id = scope["state"]["request_id"]
-        started_s = time.monotonic()
-        prompt = await _encoded(chat, services, self._prompts, bounded_field="messages")
-        services.metrics.tokenize.observe(time.monotonic() - started_s)
-        generation = generation_request(
-            chat,
-            (prompt,),
-            services.model,
-            services.settings.server,
-            request_id=request_id,
-            deadline_s=deadline_of(scope),
-        )
+        with told_as(FIELDS):
+            chat = chat_request(request)
+            refuse_unsupported(chat)
+            started_s = time.monotonic()
+            prompt = await _encoded(chat, services, self._prompts, bounded_field="messages")
+            services.metrics.tokenize.observe(time.monotonic() - started_s)
+            generation = generation_request(
+                chat,
+                (prompt,),
+                services.model,
+                services.settings.server,
+                request_id=request_id,
+                deadline_s=deadline_of(scope),
+            )
         response_id = f"msg_{request_id}"
         events = MessageEvents(response_id, model, request_id, prompt.num_tokens)
         await answer(
@@ -60,9 +62,10 @@ class CountTokens:
         request = decode_count_tokens(await read_body(scope, receive, services.settings.server.max_body_bytes))
         check_model(request.model, services)
         refuse_unsupported(request)
-        chat = counted_chat(request)
-        refuse_unsupported(chat)
-        prompt = await _encoded(chat, services, self._prompts, bounded_field=None)
+        with told_as(FIELDS):
+            chat = counted_chat(request)
+            refuse_unsupported(chat)
+            prompt = await _encoded(chat, services, self._prompts, bounded_field=None)
         await send_json(send, {"input_tokens": prompt.num_tokens})
 
 

@@ -3,7 +3,7 @@
 A value that asks for nothing (vLLM's or OpenAI's default) is accepted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -12,6 +12,7 @@ from msgspec import Struct
 from apiserver.errors import InvalidRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest
 from apiserver.schema.requests import ChatRequest, CompletionRequest, Message, SamplingFields, TokenizeRequest
+from apiserver.schema.response_requests import Reasoning, ResponseRequest, TextConfig
 
 ANY_NULL: tuple[Any, ...] = (None,)  # Any: JSON values, here and below
 FALSE: tuple[Any, ...] = (None, False)
@@ -94,6 +95,30 @@ MESSAGES: Mapping[str, tuple[Any, ...]] = {
     "ec_transfer_params": EMPTY,
     "vllm_xargs": EMPTY,
 }
+RESPONSE: Mapping[str, tuple[Any, ...]] = {
+    "background": FALSE,
+    "background_options": ANY_NULL,
+    "context_management": EMPTY,
+    "conversation": ANY_NULL,
+    "image": ANY_NULL,
+    "moderation": ANY_NULL,
+    "prompt": ANY_NULL,
+    "watermarking": FALSE,
+    "media_io_kwargs": EMPTY,
+    "mm_processor_kwargs": EMPTY,
+    "enable_response_messages": FALSE,
+    "previous_input_messages": EMPTY,
+    "vllm_xargs": EMPTY,
+    "kv_transfer_params": EMPTY,
+    "ec_transfer_params": EMPTY,
+}
+REASONING: Mapping[str, tuple[Any, ...]] = {
+    "summary": (None, "auto"),  # auto: as the model does, which writes none
+    "generate_summary": (None, "auto"),
+    "context": (None, "auto"),
+    "mode": (None, "standard"),
+}
+TEXT: Mapping[str, tuple[Any, ...]] = {"verbosity": (None, "medium")}
 MESSAGE: Mapping[str, tuple[Any, ...]] = {"refusal": EMPTY, "audio": EMPTY, "function_call": ANY_NULL}
 
 TABLES: Mapping[type[Struct], Mapping[str, tuple[Any, ...]]] = {
@@ -102,15 +127,35 @@ TABLES: Mapping[type[Struct], Mapping[str, tuple[Any, ...]]] = {
     TokenizeRequest: TOKENIZE,
     MessagesRequest: MESSAGES,
     CountTokensRequest: COUNT_TOKENS,
+    ResponseRequest: RESPONSE,
+    Reasoning: REASONING,
+    TextConfig: TEXT,
     Message: MESSAGE,
 }
 
 
-_VALUES_OF = {kind: attrgetter(*table) for kind, table in TABLES.items()}
+def _values_of(names: Iterable[str]) -> Callable[[Struct], tuple[Any, ...]]:
+    """As `attrgetter`, which gives a bare value for a single name."""
+    first, *others = names
+    if others:
+        return attrgetter(first, *others)
+    return lambda part: (getattr(part, first),)
+
+
+_VALUES_OF = {kind: _values_of(table) for kind, table in TABLES.items()}
 _NOTHING = {kind: (None,) * len(table) for kind, table in TABLES.items()}
 
 
-Part = SamplingFields | TokenizeRequest | Message | MessagesRequest | CountTokensRequest
+Part = (
+    SamplingFields
+    | TokenizeRequest
+    | Message
+    | MessagesRequest
+    | CountTokensRequest
+    | ResponseRequest
+    | Reasoning
+    | TextConfig
+)
 
 
 def refuse_unsupported(part: Part, path: str = "") -> None:

@@ -20,6 +20,7 @@ from apiserver.app import build_app
 from apiserver.engine_client import EngineClient
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded, preload
+from apiserver.responses.store import ResponseStore
 from apiserver.services import Services
 from apiserver.tracing import RequestTracer
 from config.model_folder import ModelFolder, read_model_folder
@@ -31,6 +32,7 @@ from ipc.messages import Abort, EngineLost, Envelope, ForWorker, Generate, Rejec
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import NO_STOP_TOKEN, Failure, Finish, FinishCode, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
+from ipc.shelf import Shelf, format_shelf, shelf_segment_bytes
 
 T = TypeVar("T")
 
@@ -162,6 +164,7 @@ class WorkerRig:
         server: ServerSettings | None = None,
         preloaded: Preloaded | None = None,
         tracer: RequestTracer | None = None,
+        has_store: bool = True,
     ) -> None:
         settings = Settings(server=server or ServerSettings())
         self.model: ModelFolder = read_model_folder(folder, ModelSettings(served_model_name=("tiny", "alias")))
@@ -191,6 +194,7 @@ class WorkerRig:
             exposition=Exposition([page]),
             fleet=self.fleet,
             slot=0,
+            response_store=_response_store() if has_store else None,
             tracer=tracer,
         )
         self.app = build_app(self.services)
@@ -231,6 +235,13 @@ class WorkerRig:
 
     def complete(self, prompt: Any = "hi", **fields: Any) -> httpx.Response:
         return self.post("/v1/completions", {"prompt": prompt, **fields})
+
+
+def _response_store() -> ResponseStore:
+    """Of a fleet of one worker."""
+    view = memoryview(bytearray(shelf_segment_bytes(16, 1 << 20)))
+    format_shelf(view, 16, 1 << 20)
+    return ResponseStore([Shelf(view)], 0, max_age_s=60.0)
 
 
 def events_of(response: httpx.Response) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""OpenAI's Responses API, mapped on chats: its items, its stored answers, its events."""
