@@ -7,21 +7,18 @@ from starlette.types import Receive, Scope, Send
 from apiserver.anthropic.conversation import FIELDS, chat_request, counted_chat
 from apiserver.anthropic.events import MessageEvents, message_body
 from apiserver.asgi import read_body, send_json
-from apiserver.chat_messages import render_chat
 from apiserver.field_names import told_as
-from apiserver.generation import Prompt
 from apiserver.prompt_encoding import PromptEncoder
-from apiserver.routes.generate import answer, check_model, deadline_of
+from apiserver.routes.chat_intake import ChatIntake
+from apiserver.routes.generate import answer, check_model
 from apiserver.schema.messages import decode_count_tokens, decode_messages
-from apiserver.schema.requests import ChatRequest
 from apiserver.schema.unsupported import refuse_unsupported
-from apiserver.schema.validate import generation_request
 from apiserver.services import Services
 
 
 class Messages:
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
-        self._services, self._prompts = services, prompts
+        self._services, self._intake = services, ChatIntake(services, prompts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
@@ -33,18 +30,11 @@ class Messages:
             chat = chat_request(request)
             refuse_unsupported(chat)
             started_s = time.monotonic()
-            prompt = await _encoded(chat, services, self._prompts, bounded_field="messages")
+            rendered = await self._intake.rendered(chat, bounded_field="messages")
             services.metrics.tokenize.observe(time.monotonic() - started_s)
-            generation = generation_request(
-                chat,
-                (prompt,),
-                services.model,
-                services.settings.server,
-                request_id=request_id,
-                deadline_s=deadline_of(scope),
-            )
+            generation = self._intake.request(chat, rendered, scope, request_id)
         response_id = f"msg_{request_id}"
-        events = MessageEvents(response_id, model, request_id, prompt.num_tokens)
+        events = MessageEvents(response_id, model, request_id, rendered.prompt.num_tokens)
         await answer(
             generation, services, scope, receive, send,
             response_id=response_id, model=model, events=events, body=message_body,
@@ -55,7 +45,7 @@ class CountTokens:
     """The conversation may be longer than the context: clients ask in order to cut it."""
 
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
-        self._services, self._prompts = services, prompts
+        self._services, self._intake = services, ChatIntake(services, prompts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
@@ -65,13 +55,5 @@ class CountTokens:
         with told_as(FIELDS):
             chat = counted_chat(request)
             refuse_unsupported(chat)
-            prompt = await _encoded(chat, services, self._prompts, bounded_field=None)
-        await send_json(send, {"input_tokens": prompt.num_tokens})
-
-
-async def _encoded(
-    chat: ChatRequest, services: Services, prompts: PromptEncoder, *, bounded_field: str | None
-) -> Prompt:
-    text = render_chat(chat, services.preloaded.chat_template)
-    encoded = await prompts.encode([text], add_special_tokens=False, bounded_field=bounded_field)
-    return Prompt(encoded[0])
+            rendered = await self._intake.rendered(chat, bounded_field=None)
+        await send_json(send, {"input_tokens": rendered.prompt.num_tokens})

@@ -1,6 +1,7 @@
 """POST /v1/responses; GET and DELETE of a stored one (https://platform.openai.com/docs/api-reference/responses)."""
 
 import time
+from collections.abc import Awaitable
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -9,11 +10,10 @@ from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from apiserver.asgi import read_body, send_body, send_json
-from apiserver.chat_messages import render_chat
 from apiserver.errors import InvalidRequest, PreviousResponseNotFound, ResponseNotFound
 from apiserver.event_stream import StreamedResponse
 from apiserver.field_names import told_as
-from apiserver.generation import CollectedChoice, Prompt, Usage
+from apiserver.generation import CollectedChoice, Usage
 from apiserver.logprobs import TokenTexts
 from apiserver.metrics import WorkerMetrics
 from apiserver.prompt_encoding import PromptEncoder
@@ -22,12 +22,12 @@ from apiserver.responses.conversation import FIELDS, Item, chat_request, items_o
 from apiserver.responses.events import ResponseEvents, response_body
 from apiserver.responses.response_object import ResponseObject
 from apiserver.responses.store import StoredResponse
-from apiserver.responses.truncation import fitting_prompt
-from apiserver.routes.generate import answer, check_model, deadline_of, request_id_of
+from apiserver.responses.truncation import fitting_chat
+from apiserver.routes.chat_intake import ChatIntake, RenderedChat
+from apiserver.routes.generate import answer, check_model, request_id_of
 from apiserver.schema.requests import ChatRequest, Message
 from apiserver.schema.response_requests import ResponseRequest, decode_response_request
 from apiserver.schema.unsupported import refuse_unsupported
-from apiserver.schema.validate import generation_request
 from apiserver.services import Services
 from apiserver.text_stream import TextStream
 
@@ -36,7 +36,7 @@ class Responses:
     """POST: creates one."""
 
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
-        self._services, self._prompts = services, prompts
+        self._services, self._intake = services, ChatIntake(services, prompts)
         preloaded = services.preloaded
         self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer.decoder)
 
@@ -52,16 +52,9 @@ class Responses:
             refuse_unsupported(chat)
             request_id = request_id_of(chat, scope)
             started_s = time.monotonic()
-            prompt = await self._prompt(chat, is_cut=request.truncation == "auto")
+            rendered = await self._rendered(chat, is_cut=request.truncation == "auto")
             services.metrics.tokenize.observe(time.monotonic() - started_s)
-            generation = generation_request(
-                chat,
-                (prompt,),
-                services.model,
-                services.settings.server,
-                request_id=request_id,
-                deadline_s=deadline_of(scope),
-            )
+            generation = self._intake.request(chat, rendered, scope, request_id)
         is_stored = self._is_stored(request)
         store = services.response_store
         response_id = store.new_id() if store is not None and is_stored else f"resp_{request_id}"
@@ -108,25 +101,22 @@ class Responses:
             )
         return [*msgspec.json.decode(stored.items), *msgspec.json.decode(stored.response)["output"]]
 
-    async def _prompt(self, chat: ChatRequest, *, is_cut: bool) -> Prompt:
+    async def _rendered(self, chat: ChatRequest, *, is_cut: bool) -> RenderedChat:
         """And sets how many tokens there may be at the most: what was asked for, or less where the context ends."""
         max_model_len = self._services.model.max_model_len
+
+        def render(messages: list[Message]) -> Awaitable[RenderedChat]:
+            return self._intake.rendered(structs.replace(chat, messages=messages), bounded_field=None)
+
         if is_cut:
             wanted = min(chat.max_tokens or 1, max_model_len - 1)
-            prompt = await fitting_prompt(
-                chat.messages, max_model_len - wanted, lambda messages: self._encoded(chat, messages, None)
-            )
+            rendered = await fitting_chat(chat.messages, max_model_len - wanted, render)
         else:
-            prompt = await self._encoded(chat, chat.messages, "messages")
-        room = max_model_len - prompt.num_tokens
+            rendered = await self._intake.rendered(chat, bounded_field="messages")
+        room = max_model_len - rendered.prompt.num_tokens
         if chat.max_tokens is not None and room > 0:
             chat.max_tokens = min(chat.max_tokens, room)
-        return prompt
-
-    async def _encoded(self, chat: ChatRequest, messages: list[Message], bounded_field: str | None) -> Prompt:
-        text = render_chat(structs.replace(chat, messages=messages), self._services.preloaded.chat_template)
-        encoded = await self._prompts.encode([text], add_special_tokens=False, bounded_field=bounded_field)
-        return Prompt(encoded[0])
+        return rendered
 
 
 class StoredResponses:

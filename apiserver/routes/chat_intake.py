@@ -1,0 +1,49 @@
+"""From a chat to what the engines are asked: the way of /v1/chat/completions and of the APIs that are mapped on chats."""
+
+from msgspec import Struct
+from starlette.types import Scope
+
+from apiserver.chat_messages import render_chat
+from apiserver.generation import GenerationRequest, Prompt
+from apiserver.output_formats import OutputFormats
+from apiserver.prompt_encoding import PromptEncoder
+from apiserver.routes.generate import deadline_of
+from apiserver.schema.requests import ChatRequest
+from apiserver.schema.validate import generation_request
+from apiserver.services import Services
+
+
+class RenderedChat(Struct, frozen=True):
+    text: str
+    prompt: Prompt
+
+
+class ChatIntake:
+    def __init__(self, services: Services, prompts: PromptEncoder) -> None:
+        self._services, self._prompts = services, prompts
+        self._formats = OutputFormats(services)
+
+    async def rendered(self, chat: ChatRequest, *, bounded_field: str | None) -> RenderedChat:
+        """`bounded_field` as of PromptEncoder. Raises InvalidRequest, ContextTooLong."""
+        text = render_chat(chat, self._services.preloaded.chat_template)
+        ids = await self._prompts.encode(
+            [text], add_special_tokens=bool(chat.add_special_tokens), bounded_field=bounded_field
+        )
+        return RenderedChat(text, Prompt(ids[0]))
+
+    def request(self, chat: ChatRequest, rendered: RenderedChat, scope: Scope, request_id: str) -> GenerationRequest:
+        """Raises InvalidRequest, ContextTooLong."""
+        services = self._services
+        output_format = self._formats.format_or_none(chat, rendered.text)
+        if output_format is not None and not output_format.shows_reasoning:
+            chat.logprobs, chat.top_logprobs = False, None  # they would tell what is hidden; so in vLLM
+        return generation_request(
+            chat,
+            (rendered.prompt,),
+            services.model,
+            services.settings.server,
+            request_id=request_id,
+            deadline_s=deadline_of(scope),
+            output_format=output_format,
+            counts_reasoning=self._formats.has_reasoning,
+        )
