@@ -12,8 +12,8 @@ from tests.parity.prompts import QUESTIONS, parity_prompts
 
 NEW_TOKENS = 64
 MAX_REGRET = 0.6
-"""How far a chosen token's float32 logit may lie below the largest; the logits are of the order of 20. bf16 came to 0.28, and to
-0.0012 in the mean, on a CPU."""
+"""How far a chosen token's float32 logit may lie below the largest; the logits are of the order of 20. bf16 came to 0.28, and
+to 0.0012 in the mean, on a CPU."""
 MEAN_REGRET = 0.004
 
 
