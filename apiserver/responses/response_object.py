@@ -1,6 +1,5 @@
 """The response object of one request, from `in_progress` to its end. All dicts here are JSON."""
 
-import random
 import time
 from typing import Any
 
@@ -78,22 +77,9 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens or 0},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }
-
-
-def item_id(kind: str) -> str:
-    """Such as msg_0123…; unique, not secret."""
-    return f"{kind}_{random.getrandbits(128):032x}"
-
-
-def text_part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
-
-
-def message_item(item_id: str, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
 
 
 def _without_nulls(struct: msgspec.Struct) -> dict[str, Any]:

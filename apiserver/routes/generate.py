@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from apiserver import generation
 from apiserver.asgi import ClientLeft, header, send_body
 from apiserver.errors import InvalidRequest, ModelNotFound
-from apiserver.event_stream import ChoiceOf, Events, StreamedChoice, StreamedResponse, collect
+from apiserver.event_stream import Events, StreamedChoice, StreamedResponse, collect
 from apiserver.generation import Choice, CollectedChoice, GenerationRequest, Usage
 from apiserver.parsed_choice import parsed_choice_of
 from apiserver.parsed_text import ParsedText
@@ -65,7 +65,6 @@ async def answer(
     model: str,
     events: Events,
     body: Body,
-    choice_of: ChoiceOf | None = None,
 ) -> None:
     """Generate and answer, as a stream of events or as one body. Raises ApiError while a status can be sent."""
     state = scope["state"]
@@ -76,8 +75,7 @@ async def answer(
     texts = [_text_stream(request, services) for _ in range(request.num_choices)]
     client, metrics = services.client, services.metrics
     if request.is_stream:
-        if choice_of is None:
-            choice_of = parsed_choice_of(events) if request.output_format is not None else StreamedChoice
+        choice_of = parsed_choice_of(events) if request.output_format is not None else StreamedChoice
         response = StreamedResponse(
             request, events, texts, client, metrics, services.settings.server.stream_buffer_bytes, choice_of
         )

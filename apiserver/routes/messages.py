@@ -2,11 +2,13 @@
 
 import time
 
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from apiserver.anthropic.conversation import FIELDS, chat_request, counted_chat
 from apiserver.anthropic.events import MessageEvents, message_body
 from apiserver.asgi import read_body, send_json
+from apiserver.every_part import every_part
 from apiserver.field_names import told_as
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat_intake import ChatIntake
@@ -33,8 +35,10 @@ class Messages:
             rendered = await self._intake.rendered(chat, bounded_field="messages")
             services.metrics.tokenize.observe(time.monotonic() - started_s)
             generation = self._intake.request(chat, rendered, scope, request_id)
+        if generation.output_format is not None:
+            generation = structs.replace(generation, output_format=every_part(generation.output_format))
         response_id = f"msg_{request_id}"
-        events = MessageEvents(response_id, model, request_id, rendered.prompt.num_tokens)
+        events = MessageEvents(response_id, model, request_id, generation)
         await answer(
             generation, services, scope, receive, send,
             response_id=response_id, model=model, events=events, body=message_body,

@@ -11,13 +11,11 @@ from starlette.types import Receive, Scope, Send
 
 from apiserver.asgi import read_body, send_body, send_json
 from apiserver.errors import InvalidRequest, PreviousResponseNotFound, ResponseNotFound
-from apiserver.event_stream import StreamedResponse
+from apiserver.every_part import every_part
 from apiserver.field_names import told_as
 from apiserver.generation import CollectedChoice, Usage
 from apiserver.logprobs import TokenTexts
-from apiserver.metrics import WorkerMetrics
 from apiserver.prompt_encoding import PromptEncoder
-from apiserver.responses.choice import NumberedChoice
 from apiserver.responses.conversation import FIELDS, Item, chat_request, items_of
 from apiserver.responses.events import ResponseEvents, response_body
 from apiserver.responses.response_object import ResponseObject
@@ -29,7 +27,6 @@ from apiserver.schema.requests import ChatRequest, Message
 from apiserver.schema.response_requests import ResponseRequest, decode_response_request
 from apiserver.schema.unsupported import refuse_unsupported
 from apiserver.services import Services
-from apiserver.text_stream import TextStream
 
 
 class Responses:
@@ -55,6 +52,7 @@ class Responses:
             rendered = await self._rendered(chat, is_cut=request.truncation == "auto")
             services.metrics.tokenize.observe(time.monotonic() - started_s)
             generation = self._intake.request(chat, rendered, scope, request_id)
+            generation = structs.replace(generation, output_format=every_part(generation.output_format))
         is_stored = self._is_stored(request)
         store = services.response_store
         response_id = store.new_id() if store is not None and is_stored else f"resp_{request_id}"
@@ -70,15 +68,10 @@ class Responses:
         def body(_response_id: str, _model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
             return response_body(response, choices[0], usage, keep)
 
-        def choice_of(
-            index: int, text: TextStream, metrics: WorkerMetrics, streamed: StreamedResponse
-        ) -> NumberedChoice:
-            return NumberedChoice(index, text, metrics, streamed, events)
-
         events = ResponseEvents(response, self._texts, keep)
         await answer(
             generation, services, scope, receive, send,
-            response_id=response_id, model=model, events=events, body=body, choice_of=choice_of,
+            response_id=response_id, model=model, events=events, body=body,
         )  # fmt: skip
 
     def _is_stored(self, request: ResponseRequest) -> bool:

@@ -1,5 +1,6 @@
 """/v1/messages of one worker: the real application and client over a scripted engine."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from apiserver.anthropic.events import MessageEvents
-from apiserver.errors import Overloaded
 from apiserver.preload import Preloaded, preload
 from config.model_folder import read_model_folder
 from config.settings import ModelSettings, ServerSettings
-from ipc.messages import Generate, Rejected
+from ipc.messages import Generate, Rejected, number_of
 from ipc.record import Failure, FailureCode
-from tests.unit.apiserver.worker_rig import MAX_MODEL_LEN, Script, WorkerRig, make_model_folder
+from tests.unit.apiserver.worker_rig import CHATML, MAX_MODEL_LEN, Script, WorkerRig, make_model_folder
 
 TEXT = "Hello wörld 👍🏽!"
 TURNS = [{"role": "user", "content": "hi"}]
@@ -214,6 +213,63 @@ def test_tokens_are_counted_as_they_would_be_used(rig: WorkerRig) -> None:
     assert len(rig.engine.requests) == 1, "counting asks no engine"
 
 
+# ── reasoning ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    template = CHATML + "{% if add_generation_prompt %}{{ '<think>\\n' }}{# closed by </think> #}{% endif %}"
+    return make_model_folder(tmp_path_factory.mktemp("models") / "thinker", template=template)
+
+
+THOUGHT = "Two and two 日本."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_is_a_block_of_thinking_in_front(thinker: Path, stream: bool) -> None:
+    rig = WorkerRig(thinker, text=f"{THOUGHT}</think>{TEXT}")
+
+    response = ask(rig, stream=stream)
+
+    blocks = gathered(events_of(response)) if stream else response.json()["content"]
+    assert blocks == [
+        {"type": "thinking", "thinking": THOUGHT, "signature": ""},
+        {"type": "text", "text": TEXT},
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_thinking_cut_by_the_limit_is_all_there_is(thinker: Path, stream: bool) -> None:
+    rig = WorkerRig(thinker, text=f"{THOUGHT}</think>{TEXT}")
+
+    response = ask(rig, stream=stream, max_tokens=4)
+
+    blocks = gathered(events_of(response)) if stream else response.json()["content"]
+    assert [block["type"] for block in blocks] == ["thinking"]
+
+
+def gathered(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The blocks that a stream's events add up to; checks that each is opened, filled and closed in its turn."""
+    blocks: list[dict[str, Any]] = []
+    is_open = False
+    for event in events:
+        match event["type"]:
+            case "content_block_start":
+                assert not is_open and event["index"] == len(blocks)
+                blocks.append(event["content_block"])
+                is_open = True
+            case "content_block_delta":
+                assert is_open and event["index"] == len(blocks) - 1
+                delta = event["delta"]
+                name = delta["type"].removesuffix("_delta")
+                blocks[-1][name] += delta[name]
+            case "content_block_stop":
+                assert is_open and event["index"] == len(blocks) - 1
+                is_open = False
+    assert not is_open
+    return blocks
+
+
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "http://a/b.png"}}
@@ -297,17 +353,21 @@ def test_a_full_server_is_529_with_retry_after(make_rig: Any, stream: bool) -> N
     assert error_of(response)["type"] == "overloaded_error"
 
 
-def test_a_failure_in_mid_stream_is_an_error_event() -> None:
-    error = Overloaded("lost with its engine", retry_after_s=1, reason="engine_lost")
+def test_a_failure_in_mid_stream_is_an_error_event(rig: WorkerRig) -> None:
+    def begin_and_fail(message: Generate, _prompt: list[int]) -> None:
+        number = number_of(message.stream_id)
+        rig.engine._publish(streams=[number], tokens=rig.ids_of(TEXT)[:1])
+        failure = Failure(number, FailureCode.INTERNAL, "broken")
+        asyncio.get_running_loop().call_later(0.05, lambda: rig.engine._publish(failures=[failure]))
 
-    event = MessageEvents("msg_1", "tiny", "1", num_prompt_tokens=4).failed(error)
+    rig.engine.script = begin_and_fail
+    response = ask(rig, stream=True)
 
-    name, data = event.decode().removesuffix("\n\n").split("\n")
-    assert name == "event: error"
-    assert json.loads(data.removeprefix("data: ")) == {
+    *_, last = events_of(response)
+    assert last == {
         "type": "error",
-        "error": {"type": "overloaded_error", "message": "lost with its engine"},
-        "request_id": "1",
+        "error": {"type": "api_error", "message": "broken"},
+        "request_id": response.headers["request-id"],
     }
 
 

@@ -13,7 +13,7 @@ from config.model_folder import read_model_folder
 from config.settings import ModelSettings, ServerSettings
 from ipc.messages import Generate, Rejected, number_of
 from ipc.record import Failure, FailureCode
-from tests.unit.apiserver.worker_rig import MAX_MODEL_LEN, Script, WorkerRig, error_of, make_model_folder
+from tests.unit.apiserver.worker_rig import CHATML, MAX_MODEL_LEN, Script, WorkerRig, error_of, make_model_folder
 
 TEXT = "Hello wörld 👍🏽!"
 CREATED = ["response.created", "response.in_progress"]
@@ -160,6 +160,57 @@ def test_a_failed_stream_ends_with_a_response_that_failed(make_rig: Any) -> None
     assert (final["status"], final["error"]["code"]) == ("failed", "server_error")
     assert "broken" in final["error"]["message"]
     assert rig.get(f"/v1/responses/{final['id']}").json()["status"] == "failed"
+
+
+# ── reasoning ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    template = CHATML + "{% if add_generation_prompt %}{{ '<think>\\n' }}{# closed by </think> #}{% endif %}"
+    return make_model_folder(tmp_path_factory.mktemp("models") / "thinker", template=template)
+
+
+THOUGHT = "Two and two 日本."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_is_an_item_in_front_of_the_message(thinker: Path, stream: bool) -> None:
+    rig = WorkerRig(thinker, text=f"{THOUGHT}</think>{TEXT}")
+
+    response = ask(rig, stream=stream)
+
+    body = events_of(response)[-1]["response"] if stream else response.json()
+    thinking, message = body["output"]
+    assert (thinking["type"], thinking["status"], thinking["summary"]) == ("reasoning", "completed", [])
+    assert thinking["content"] == [{"type": "reasoning_text", "text": THOUGHT}]
+    assert message["content"][0]["text"] == TEXT
+    num_reasoning_tokens = body["usage"]["output_tokens_details"]["reasoning_tokens"]
+    assert len(rig.ids_of(THOUGHT)) <= num_reasoning_tokens <= len(rig.ids_of(THOUGHT + "</think>"))
+
+
+def test_a_stream_opens_and_closes_each_item_in_its_turn(thinker: Path) -> None:
+    rig = WorkerRig(thinker, text=f"{THOUGHT}</think>{TEXT}")
+
+    events = events_of(ask(rig, stream=True))
+
+    kinds = list(dict.fromkeys(f"{event.get('output_index', '')} {event['type']}" for event in events))
+    reasoning_closed = ["response.reasoning_text.done", *CLOSED[1:]]
+    assert kinds == [
+        *(f" {kind}" for kind in CREATED),
+        *(f"0 {kind}" for kind in [*OPENED, "response.reasoning_text.delta", *reasoning_closed]),
+        *(f"1 {kind}" for kind in [*OPENED, "response.output_text.delta", *CLOSED]),
+        " response.completed",
+    ]
+
+
+def test_reasoning_comes_back_into_the_conversation(thinker: Path) -> None:
+    rig = WorkerRig(thinker, text=f"{THOUGHT}</think>{TEXT}")
+    first = ask(rig).json()
+
+    ask(rig, "and now?", previous_response_id=first["id"])
+
+    assert f"<|im_start|>assistant\n{TEXT}<|im_end|>" in rig.text_of(rig.engine.prompts[-1])
 
 
 # ── input ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,37 @@
+"""For APIs whose answers are items or blocks: the whole answer comes as parts, also where it is nothing but content."""
+
+from apiserver.output_parts import Content, OutputParser, Part
+from apiserver.parsed_text import OutputFormat
+
+
+class EveryPart:
+    """A parser that lets no text pass by itself: apiserver.output_parts.OutputParser."""
+
+    is_plain = False
+
+    def __init__(self, parser: OutputParser | None) -> None:
+        self._parser = parser
+
+    @property
+    def is_reasoning(self) -> bool:
+        return self._parser is not None and self._parser.is_reasoning
+
+    @property
+    def num_markers(self) -> int:
+        return 0 if self._parser is None else self._parser.num_markers
+
+    def feed(self, piece: str) -> list[Part]:
+        return [Content(piece)] if self._parser is None else self._parser.feed(piece)
+
+    def finish(self) -> list[Part]:
+        return [] if self._parser is None else self._parser.finish()
+
+
+def every_part(output_format: OutputFormat | None) -> OutputFormat:
+    if output_format is None:
+        return OutputFormat(lambda: EveryPart(None))
+    return OutputFormat(
+        lambda: EveryPart(output_format.parser()),
+        shown_ids=output_format.shown_ids,
+        shows_reasoning=output_format.shows_reasoning,
+    )
