@@ -8,6 +8,7 @@ from apiserver.chat_template import RESERVED, ChatTemplate
 from apiserver.errors import InvalidRequest
 from apiserver.schema.requests import ChatRequest, Message, TokenizeRequest
 from apiserver.schema.unsupported import refuse_unsupported
+from apiserver.tools.tool_use import check_tools
 
 COPIED = ("name", "tool_call_id", "reasoning", "reasoning_content")
 
@@ -18,6 +19,7 @@ def render_chat(request: ChatRequest | TokenizeRequest, template: ChatTemplate |
         raise InvalidRequest("this model has no chat template: use /v1/completions, or serve it with --chat-template")
     if not request.messages:
         raise InvalidRequest("messages must not be empty", param="messages")
+    check_tools(request.tools)
     add_generation_prompt = request.add_generation_prompt is not False
     if request.continue_final_message and add_generation_prompt:
         raise InvalidRequest(
@@ -27,6 +29,7 @@ def render_chat(request: ChatRequest | TokenizeRequest, template: ChatTemplate |
         [_plain(number, message, template.takes_parts) for number, message in enumerate(request.messages)],
         add_generation_prompt=add_generation_prompt,
         continue_final_message=bool(request.continue_final_message),
+        tools=None if request.tools is None else [tool.plain() for tool in request.tools],
         documents=_documents(request, template),
         variables=template_variables(request),
     )

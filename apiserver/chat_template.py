@@ -55,6 +55,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool,
         continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
         documents: list[dict[str, Any]] | None = None,
         variables: dict[str, Any] | None = None,
     ) -> str:
@@ -70,7 +71,7 @@ class ChatTemplate:
                 **self._special_tokens,
                 **(variables or {}),
                 "messages": chat,
-                "tools": None,
+                "tools": tools,
                 "documents": documents,
                 "add_generation_prompt": add_generation_prompt,
             }

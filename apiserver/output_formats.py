@@ -1,21 +1,29 @@
 """What one worker knows of its model's answers: which parser a request gets, if any."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
+from apiserver.answer_parser import AnswerParser
 from apiserver.chat_messages import template_variables
+from apiserver.errors import InvalidRequest
 from apiserver.parsed_text import OutputFormat
 from apiserver.reasoning.splitter import ReasoningSplitter
 from apiserver.reasoning.style import Phase, ReasoningStyle, style_or_none
 from apiserver.schema.requests import ChatRequest
 from apiserver.services import Services
+from apiserver.tools.call_parser import CallParser
+from apiserver.tools.forms import form_or_none
+from apiserver.tools.tool_use import ToolUse, tool_use_or_none
 
 
 class OutputFormats:
     """Built once per route. A request whose whole answer is content gets none, and takes the fast path."""
 
     def __init__(self, services: Services) -> None:
+        settings, template = services.settings.server, services.model.chat_template
         self._tokenizer, self._table = services.preloaded.tokenizer.decoder, services.preloaded.token_table
-        self._reasoning = style_or_none(services.settings.server, services.model.chat_template)
+        self._reasoning = style_or_none(settings, template)
+        self._calls = form_or_none(settings, template) if settings.enable_auto_tool_choice else None
 
     @property
     def has_reasoning(self) -> bool:
@@ -23,18 +31,46 @@ class OutputFormats:
         return self._reasoning is not None
 
     def format_or_none(self, request: ChatRequest, prompt: str) -> OutputFormat | None:
-        """`prompt` is the rendered chat."""
+        """`prompt` is the rendered chat. Raises InvalidRequest where the tools cannot be used as asked."""
+        use = tool_use_or_none(request)
         style = self._reasoning
-        if style is None:
-            return None
-        phase = _phase(style, request, prompt)
-        if phase is Phase.ANSWERING:
+        phase = Phase.ANSWERING if style is None else _phase(style, request, prompt)
+        if use is not None:
+            return self._format_with_calls(request, use, style, phase)
+        if style is None or phase is Phase.ANSWERING:
             return None
         return OutputFormat(
             lambda: ReasoningSplitter(style, phase),
             shown_ids=self._special_ids((style.start, style.end)),
             shows_reasoning=request.include_reasoning is not False,
         )
+
+    def _format_with_calls(
+        self, request: ChatRequest, use: ToolUse, style: ReasoningStyle | None, phase: Phase
+    ) -> OutputFormat:
+        make = self._call_parser(use)
+        first = make()
+        max_calls = None if use.is_parallel else 1
+        tokens = first.known_tokens
+        splitter: Callable[[], ReasoningSplitter] | None = None
+        if style is not None and phase is not Phase.ANSWERING:
+            tokens = (*tokens, style.start, style.end)
+            splitter = partial(ReasoningSplitter, style, phase, interruptions=first.markers[:1])
+        return OutputFormat(
+            lambda: AnswerParser(splitter and splitter(), make(), max_calls=max_calls),
+            shown_ids=self._special_ids(tokens),
+            shows_reasoning=request.include_reasoning is not False,
+        )
+
+    def _call_parser(self, use: ToolUse) -> Callable[[], CallParser]:
+        """Of the form that the model learned."""
+        if self._calls is None:
+            raise InvalidRequest(
+                "tools: nothing is known of how this model writes calls, serve it with --tool-call-parser and without "
+                "--no-enable-auto-tool-choice",
+                param="tools",
+            )
+        return partial(self._calls, use.schemas)
 
     def _special_ids(self, markers: Iterable[str]) -> frozenset[int]:
         """Of the markers that are special tokens: detokenizing would drop them."""

@@ -17,7 +17,22 @@ class Reasoning(Struct, frozen=True):
     text: str
 
 
-Part = Content | Reasoning
+class CallStart(Struct, frozen=True):
+    """A tool is called; its arguments follow."""
+
+    index: int  # of the call in this answer, from 0
+    id: str
+    name: str
+
+
+class CallArguments(Struct, frozen=True):
+    """A piece of a call's arguments, which are JSON."""
+
+    index: int
+    text: str
+
+
+Part = Content | Reasoning | CallStart | CallArguments
 
 
 class OutputParser(Protocol):

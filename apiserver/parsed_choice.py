@@ -53,7 +53,10 @@ class ParsedChoice(StreamedChoice):
         self._has_stopped()
         scores = self.scores if self.text.matched_stop is None else self._due_scores()
         rest = self._events.parts(self.index, parts, scores) if parts or scores else b""
-        return rest + self._events.closing(self.index, self.finish_reason or "stop", self.stop_reason)
+        return rest + self._events.closing(self.index, self._reason(), self.stop_reason)
+
+    def _reason(self) -> str:
+        return self._parsed.finish_reason(self.finish_reason or "stop")
 
     def _due_scores(self) -> list[Scored]:
         """Of the tokens that count since the last event; those behind a stop string never do."""

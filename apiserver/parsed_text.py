@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from apiserver.detokenizer import Decoder
-from apiserver.output_parts import Content, OutputParser, Part, Reasoning
+from apiserver.output_parts import CallArguments, CallStart, Content, OutputParser, Part, Reasoning
 from apiserver.text_stream import TextStream
 from apiserver.token_table import TokenTable
 
@@ -24,7 +24,7 @@ class OutputFormat(Struct, frozen=True):
 class ParsedText(TextStream):
     """A TextStream that also keeps the parts of what it has given out."""
 
-    __slots__ = ("_format", "_num_parsed_chars", "_parser", "_parts", "num_reasoning_tokens")
+    __slots__ = ("_format", "_has_calls", "_num_parsed_chars", "_parser", "_parts", "num_reasoning_tokens")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class ParsedText(TextStream):
     ) -> None:
         self._format, self._parser = format, format.parser()
         self._parts: list[Part] = []
+        self._has_calls = False
         self._num_parsed_chars = 0
         self.num_reasoning_tokens = 0
         super().__init__(
@@ -74,6 +75,10 @@ class ParsedText(TextStream):
         self.finish(stop_token_id)
         return self.take_parts()
 
+    def finish_reason(self, reason: str) -> str:
+        """The engine's word, or that it stopped in order to call."""
+        return "tool_calls" if self._has_calls and reason == "stop" else reason
+
     def take_parts(self) -> list[Part]:
         """What has come since they were last taken."""
         parts, self._parts = self._parts, []
@@ -93,17 +98,28 @@ class ParsedText(TextStream):
     def _keep(self, parts: list[Part]) -> None:
         """Neighbours of one kind become one part."""
         for part in parts:
-            if isinstance(part, Reasoning) and not self._format.shows_reasoning:
+            if isinstance(part, CallStart):
+                self._has_calls = True
+            elif isinstance(part, Reasoning) and not self._format.shows_reasoning:
                 continue
-            last = self._parts[-1] if self._parts else None
-            if isinstance(part, Content) and isinstance(last, Content):
-                self._parts[-1] = Content(last.text + part.text)
-            elif isinstance(part, Reasoning) and isinstance(last, Reasoning):
-                self._parts[-1] = Reasoning(last.text + part.text)
-            else:
+            joined = _joined(self._parts[-1], part) if self._parts else None
+            if joined is None:
                 self._parts.append(part)
+            else:
+                self._parts[-1] = joined
 
     def _look_whether_ready(self) -> None:
         super()._look_whether_ready()
         if not self._parser.is_plain or self._parts:
             self.ready = None
+
+
+def _joined(left: Part, right: Part) -> Part | None:
+    match left, right:
+        case Content(text=before), Content(text=behind):
+            return Content(before + behind)
+        case Reasoning(text=before), Reasoning(text=behind):
+            return Reasoning(before + behind)
+        case CallArguments(index=index, text=before), CallArguments(index=number, text=behind) if index == number:
+            return CallArguments(index, before + behind)
+    return None

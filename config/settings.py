@@ -11,6 +11,7 @@ from msgspec import Meta, Struct
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ReasoningParserName = Literal["auto", "none", "delimiters", "deepseek_r1", "glm45", "mistral", "qwen3", "seed_oss"]
+ToolCallParserName = Literal["auto", "none", "hermes", "llama3_json", "mistral", "pythonic", "qwen3_coder", "qwen3_xml"]
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -68,6 +69,13 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reasoning_end_str: Annotated[
         str | None, Meta(description="what ends the reasoning, for --reasoning-parser delimiters")
     ] = None
+    tool_call_parser: Annotated[
+        ToolCallParserName,
+        Meta(description="the form in which the model writes calls of tools; auto: by its chat template"),
+    ] = "auto"
+    enable_auto_tool_choice: Annotated[
+        bool, Meta(description="calls may be left to the model; vLLM wants it said, here it is so unless it is denied")
+    ] = True
     stream_buffer_bytes: Annotated[
         int, Meta(ge=4096, description="unsent bytes at which one slow client's stream is aborted")
     ] = 4 * 1024 * 1024

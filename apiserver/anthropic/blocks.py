@@ -17,6 +17,8 @@ def block_start(part: Part) -> Fields:
             return {"type": "text", "text": ""}
         case Reasoning():
             return {"type": "thinking", "thinking": "", "signature": ""}
+        case _:
+            raise AssertionError("tools are refused before")
 
 
 def block_delta(part: Part) -> Fields:
@@ -25,6 +27,8 @@ def block_delta(part: Part) -> Fields:
             return {"type": "text_delta", "text": text}
         case Reasoning(text=text):
             return {"type": "thinking_delta", "thinking": text}
+        case _:
+            raise AssertionError("tools are refused before")
 
 
 def goes_on(block: Fields, part: Part) -> bool:
@@ -38,6 +42,6 @@ def blocks_of(parts: list[Part]) -> list[Fields]:
     for part in parts:
         if not blocks or not goes_on(blocks[-1], part):
             blocks.append(block_start(part))
-        name = "text" if isinstance(part, Content) else "thinking"
-        blocks[-1][name] += part.text
+        if isinstance(part, Content | Reasoning):
+            blocks[-1]["text" if isinstance(part, Content) else "thinking"] += part.text
     return blocks

@@ -13,6 +13,8 @@ import msgspec
 from apiserver.errors import InvalidRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest, ToolChoice, Turn
 from apiserver.schema.requests import ChatRequest, Message, StreamOptions
+from apiserver.schema.tools import Tool, named_choice, tool_of
+from apiserver.schema.tools import ToolChoice as ChatToolChoice
 
 FIELDS: Mapping[str, str] = {
     "stop": "stop_sequences",
@@ -169,7 +171,7 @@ def _add_tools(chat: ChatRequest, request: MessagesRequest | CountTokensRequest)
         chat.parallel_tool_calls = not choice.disable_parallel_tool_use
 
 
-def _tool(path: str, tool: dict[str, Any]) -> dict[str, Any]:
+def _tool(path: str, tool: dict[str, Any]) -> Tool:
     kind = tool.get("type")
     if kind not in (None, "custom"):
         raise InvalidRequest(f"{path}: a tool of type {kind!r} is not supported, only the client's own", param=path)
@@ -179,15 +181,15 @@ def _tool(path: str, tool: dict[str, Any]) -> dict[str, Any]:
     for name in ("description", "strict"):
         if tool.get(name) is not None:
             function[name] = tool[name]
-    return {"type": "function", "function": function}
+    return tool_of(path, function)
 
 
-def _tool_choice(choice: ToolChoice) -> str | dict[str, Any]:
+def _tool_choice(choice: ToolChoice) -> ChatToolChoice:
     if choice.type != "tool":
         return "required" if choice.type == "any" else choice.type
     if not choice.name:
         raise InvalidRequest("tool_choice.name is required when its type is 'tool'", param="tool_choice.name")
-    return {"type": "function", "function": {"name": choice.name}}
+    return named_choice(choice.name)
 
 
 def _add_thinking(chat: ChatRequest, request: MessagesRequest | CountTokensRequest) -> None:

@@ -11,10 +11,12 @@ class ReasoningSplitter:
     An answer that ends without an end marker was all reasoning, as in vLLM.
     """
 
-    __slots__ = ("_end", "_held", "_phase", "_start", "num_markers")
+    __slots__ = ("_end", "_ends", "_held", "_phase", "_start", "num_markers")
 
-    def __init__(self, style: ReasoningStyle, phase: Phase) -> None:
+    def __init__(self, style: ReasoningStyle, phase: Phase, *, interruptions: tuple[str, ...] = ()) -> None:
+        """An interruption ends the reasoning, too, and is content: a call that a model makes while it thinks."""
         self._start, self._end = style.start, style.end
+        self._ends = (style.end, *interruptions)
         self._phase = phase
         self._held = ""
         self.num_markers = 0
@@ -59,13 +61,15 @@ class ReasoningSplitter:
 
     def _think(self, text: str, parts: list[Part]) -> str:
         """Takes the reasoning off the text; what is behind the end marker is left."""
-        reasoning, marker, rest = text.partition(self._end)
-        if marker:
+        found = [(at, end) for end in self._ends if (at := text.find(end)) >= 0]
+        if found:
+            at, end = min(found)
             self._phase = Phase.ANSWERING
             self.num_markers += 1
+            rest = text[at + len(end) if end == self._end else at :]
         else:
-            keep = held_length(text, (self._end,))
-            reasoning, self._held = text[: len(text) - keep], text[len(text) - keep :]
-        if reasoning:
-            parts.append(Reasoning(reasoning))
+            at, rest = len(text) - held_length(text, self._ends), ""
+            self._held = text[at:]
+        if at:
+            parts.append(Reasoning(text[:at]))
         return rest

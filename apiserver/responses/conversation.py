@@ -10,6 +10,7 @@ from typing import Any
 from apiserver.errors import InvalidRequest
 from apiserver.schema.requests import ChatRequest, Message, StreamOptions
 from apiserver.schema.response_requests import ResponseRequest, TextConfig
+from apiserver.schema.tools import Tool, ToolChoice, named_choice, tool_of
 
 Item = dict[str, Any]  # Any: JSON, here and below
 COPIED = (
@@ -201,18 +202,21 @@ def _response_format(text: TextConfig | None) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": schema}
 
 
-def _tool(path: str, tool: dict[str, Any]) -> dict[str, Any]:
+def _tool(path: str, tool: dict[str, Any]) -> Tool:
     kind = tool.get("type")
     if kind != "function":
         raise InvalidRequest(f"{path}: a tool of type {kind!r} is not supported, only functions", param=path)
     names = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
+    return tool_of(path, {name: tool[name] for name in names if tool.get(name) is not None})
 
 
-def _tool_choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-    if not isinstance(choice, dict):
-        return choice
+def _tool_choice(choice: str | dict[str, Any] | None) -> ToolChoice | None:
+    match choice:
+        case None | "none" | "auto" | "required":
+            return choice
+        case str():
+            raise InvalidRequest(f"tool_choice: {choice!r} is none of none, auto and required", param="tool_choice")
     if choice.get("type") != "function":
         param = "tool_choice.type"
         raise InvalidRequest(f"{param}: {choice.get('type')!r} is not supported, only 'function'", param=param)
-    return {"type": "function", "function": {"name": _string("tool_choice", choice, "name")}}
+    return named_choice(_string("tool_choice", choice, "name"))

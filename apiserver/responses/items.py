@@ -45,6 +45,7 @@ class MessageItem:
         return isinstance(part, Content)
 
     def add(self, part: Part, logprobs: list[Fields]) -> Iterator[Event]:
+        assert isinstance(part, Content)
         self._pieces.append(part.text)
         self._logprobs += logprobs
         yield "response.output_text.delta", {**self._place, "delta": part.text, "logprobs": logprobs}
@@ -85,6 +86,7 @@ class ReasoningItem:
         return isinstance(part, Reasoning)
 
     def add(self, part: Part, _logprobs: list[Fields]) -> Iterator[Event]:
+        assert isinstance(part, Reasoning)
         self._pieces.append(part.text)
         yield "response.reasoning_text.delta", {**self._place, "delta": part.text}
 
@@ -121,6 +123,8 @@ def new_item(part: Part, output_index: int) -> OutputItem:
             return MessageItem(output_index)
         case Reasoning():
             return ReasoningItem(output_index)
+        case _:
+            raise AssertionError("tools are refused before")
 
 
 def item_id(kind: str) -> str:

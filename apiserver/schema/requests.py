@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from apiserver.errors import InvalidRequest
+from apiserver.schema.tools import Tool, ToolChoice
 
 T = TypeVar("T")
 Unserved = Any  # whatever a client puts into a field that is refused
@@ -128,13 +129,13 @@ class ChatRequest(SamplingFields, kw_only=True):
     documents: list[dict[str, Any]] | None = None  # Any: handed to the template
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     include_reasoning: bool | None = True
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = True
 
     chat_template: Unserved = None
-    tools: Unserved = None
-    tool_choice: Unserved = None
     functions: Unserved = None
     function_call: Unserved = None
-    parallel_tool_calls: Unserved = None
     modalities: Unserved = None
     audio: Unserved = None
     prediction: Unserved = None
@@ -163,10 +164,10 @@ class TokenizeRequest(Struct, kw_only=True):
     add_generation_prompt: bool | None = True
     continue_final_message: bool | None = False
     chat_template_kwargs: dict[str, Any] | None = None  # Any: handed to the template
+    tools: list[Tool] | None = None
     return_token_strs: bool | None = None
 
     chat_template: Unserved = None
-    tools: Unserved = None
     media_io_kwargs: Unserved = None
     mm_processor_kwargs: Unserved = None
 

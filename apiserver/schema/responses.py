@@ -11,7 +11,7 @@ import msgspec
 from apiserver.errors import ApiError
 from apiserver.generation import CollectedChoice, Usage
 from apiserver.logprobs import TokenTexts, chat_logprobs, completion_logprobs
-from apiserver.output_parts import Content, Part, Reasoning
+from apiserver.output_parts import CallArguments, CallStart, Content, Part, Reasoning
 from apiserver.parsed_text import ParsedText
 from ipc.record import Scored
 
@@ -83,12 +83,18 @@ class ChatEvents(_Events):
 
 
 def _delta_of(part: Part) -> bytes:
-    text = _encode(part.text)
     match part:
-        case Content():
-            return b'{"content":%b}' % text
-        case Reasoning():
-            return b'{"reasoning":%b,"reasoning_content":%b}' % (text, text)
+        case Content(text=text):
+            return b'{"content":%b}' % _encode(text)
+        case Reasoning(text=text):
+            encoded = _encode(text)
+            return b'{"reasoning":%b,"reasoning_content":%b}' % (encoded, encoded)
+        case CallStart(index=index, id=call_id, name=name):
+            function = {"name": name, "arguments": ""}
+            call = {"index": index, "id": call_id, "type": "function", "function": function}
+            return b'{"tool_calls":[%b]}' % _encode(call)
+        case CallArguments(index=index, text=text):
+            return b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (index, _encode(text))
 
 
 class CompletionEvents(_Events):
@@ -138,7 +144,26 @@ def _parsed(parts: list[Part]) -> dict[str, Any]:
     """Fields of a message. `reasoning` is vLLM's name, `reasoning_content` that of older clients and other servers."""
     content = "".join([part.text for part in parts if isinstance(part, Content)])
     reasoning = "".join([part.text for part in parts if isinstance(part, Reasoning)]) or None
-    return {"content": content or None, "reasoning": reasoning, "reasoning_content": reasoning}
+    fields = {"content": content or None, "reasoning": reasoning, "reasoning_content": reasoning}
+    calls = calls_of(parts)
+    return {**fields, "tool_calls": calls} if calls else fields
+
+
+def calls_of(parts: list[Part]) -> list[dict[str, Any]]:
+    """As a message has them."""
+    arguments: dict[int, list[str]] = {}
+    for part in parts:
+        if isinstance(part, CallArguments):
+            arguments.setdefault(part.index, []).append(part.text)
+    return [
+        {
+            "id": part.id,
+            "type": "function",
+            "function": {"name": part.name, "arguments": "".join(arguments.get(part.index, ()))},
+        }
+        for part in parts
+        if isinstance(part, CallStart)
+    ]
 
 
 def completion_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
@@ -157,11 +182,16 @@ _CHAT = dict.fromkeys(("prompt_logprobs", "prompt_token_ids", "prompt_text"))
 def _choice(choice: CollectedChoice) -> dict[str, Any]:
     return {
         "index": choice.index,
-        "finish_reason": choice.finish_reason,
+        "finish_reason": _finish_reason(choice),
         "stop_reason": choice.stop_reason,
         "logprobs": choice.logprobs,
         **_CHOICE,
     }
+
+
+def _finish_reason(choice: CollectedChoice) -> str | None:
+    reason = choice.finish_reason
+    return choice.text.finish_reason(reason) if reason and isinstance(choice.text, ParsedText) else reason
 
 
 def _base(response_id: str, kind: str, model: str, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:

@@ -49,11 +49,8 @@ SHARED: Mapping[str, tuple[Any, ...]] = {
 CHAT: Mapping[str, tuple[Any, ...]] = {
     **SHARED,
     "chat_template": ANY_NULL,
-    "tools": EMPTY,
-    "tool_choice": (None, "none", "auto"),
     "functions": EMPTY,
     "function_call": (None, "none"),
-    "parallel_tool_calls": (None, True, False),  # speaks of tools only, and those are refused
     "modalities": (None, ["text"]),
     "audio": ANY_NULL,
     "prediction": ANY_NULL,
@@ -70,7 +67,6 @@ COMPLETION: Mapping[str, tuple[Any, ...]] = {
 }
 TOKENIZE: Mapping[str, tuple[Any, ...]] = {
     "chat_template": ANY_NULL,
-    "tools": EMPTY,
     "media_io_kwargs": EMPTY,
     "mm_processor_kwargs": EMPTY,
 }
@@ -167,6 +163,13 @@ def refuse_unsupported(part: Part, path: str = "") -> None:
     for (name, accepted), value in zip(TABLES[kind].items(), values, strict=True):
         if value is not None and not _is_among(value, accepted):
             raise InvalidRequest(f"{path}{name} is not supported by this server", param=path + name)
+
+
+def refuse_tools(chat: ChatRequest) -> None:
+    """For routes that are mapped on chats and have no answer with calls. Raises InvalidRequest."""
+    for name, value in (("tools", chat.tools), ("tool_choice", chat.tool_choice)):
+        if value not in (None, "none", "auto"):
+            raise InvalidRequest(f"{name} is not supported by this server", param=name)
 
 
 def _is_among(value: Any, accepted: tuple[Any, ...]) -> bool:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apiserver.output_parts import Content, Part
+from apiserver.output_parts import Content, Part, Reasoning
 from apiserver.reasoning.splitter import ReasoningSplitter
 from apiserver.reasoning.style import Phase, ReasoningStyle
 from tests.property.pieces import cut, cuts
@@ -19,8 +19,11 @@ def split(pieces: list[str], phase: Phase) -> tuple[str, str]:
     for piece in pieces:
         parts += splitter.feed(piece)
     parts += splitter.finish()
-    content = "".join(part.text for part in parts if isinstance(part, Content))
-    return "".join(part.text for part in parts if not isinstance(part, Content)), content
+    return joined(parts, Reasoning), joined(parts, Content)
+
+
+def joined(parts: list[Part], *kinds: type[Content] | type[Reasoning]) -> str:
+    return "".join(part.text for part in parts if isinstance(part, Content | Reasoning) and isinstance(part, kinds))
 
 
 @given(answer=ANSWERS, places=cuts(), phase=st.sampled_from(Phase))
@@ -49,7 +52,7 @@ def test_what_is_held_back_could_become_a_marker(answer: str, places: list[int])
     fed = ""
     for piece in cut(answer, places):
         fed += piece
-        given_out += "".join(part.text for part in splitter.feed(piece))
+        given_out += joined(splitter.feed(piece), Content, Reasoning)
         if "</a>" not in fed:
             held = fed[len(given_out) :]
             assert given_out + held == fed and "</a>".startswith(held)

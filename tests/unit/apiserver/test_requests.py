@@ -100,14 +100,14 @@ ASKING: dict[str, Any] = {
     "stream_interval": 4, "kv_transfer_params": {"a": 1}, "ec_transfer_params": {"a": 1},
     "vllm_xargs": {"a": 1}, "logits_processors": ["p"], "return_token_ids": True, "return_tokens_as_token_ids": True,
     "routed_experts_prompt_start": 1, "prompt_embeds": "AA", "repetition_detection": {}, "watermarking": True,
-    "chat_template": "x", "tools": [{"type": "function"}], "tool_choice": "required", "functions": [{}],
+    "chat_template": "x", "functions": [{}],
     "function_call": "auto", "modalities": ["audio"], "audio": {"voice": "x"},
     "prediction": {}, "web_search_options": {}, "verbosity": "high", "media_io_kwargs": {"a": 1},
     "mm_processor_kwargs": {"a": 1}, "return_prompt_text": True, "suffix": "end",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in CHAT if name != "parallel_tool_calls"])
+@pytest.mark.parametrize("name", CHAT)
 def test_chat_refuses_by_name_what_it_does_not_serve(name: str) -> None:
     with pytest.raises(InvalidRequest, match="not supported") as caught:
         refuse_unsupported(chat_request(**{name: ASKING[name]}))

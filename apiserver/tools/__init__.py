@@ -1,0 +1,1 @@
+"""Calls of tools: what a request may ask for, and the forms in which models write them."""
