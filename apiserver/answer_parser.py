@@ -19,6 +19,10 @@ class AnswerParser:
         return self._reasoning is not None and self._reasoning.is_reasoning
 
     @property
+    def is_holding(self) -> bool:
+        return self._reasoning is not None and self._reasoning.is_holding
+
+    @property
     def is_plain(self) -> bool:
         return (self._reasoning is None or self._reasoning.is_plain) and self._calls.is_plain
 

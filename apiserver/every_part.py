@@ -1,5 +1,7 @@
 """For APIs whose answers are items or blocks: the whole answer comes as parts, also where it is nothing but content."""
 
+from msgspec import structs
+
 from apiserver.output_parts import Content, OutputParser, Part
 from apiserver.parsed_text import OutputFormat
 
@@ -17,6 +19,10 @@ class EveryPart:
         return self._parser is not None and self._parser.is_reasoning
 
     @property
+    def is_holding(self) -> bool:
+        return self._parser is not None and self._parser.is_holding
+
+    @property
     def num_markers(self) -> int:
         return 0 if self._parser is None else self._parser.num_markers
 
@@ -30,8 +36,4 @@ class EveryPart:
 def every_part(output_format: OutputFormat | None) -> OutputFormat:
     if output_format is None:
         return OutputFormat(lambda: EveryPart(None))
-    return OutputFormat(
-        lambda: EveryPart(output_format.parser()),
-        shown_ids=output_format.shown_ids,
-        shows_reasoning=output_format.shows_reasoning,
-    )
+    return structs.replace(output_format, parser=lambda: EveryPart(output_format.parser()))

@@ -14,6 +14,9 @@ from apiserver.services import Services
 from apiserver.tools.call_parser import CallParser
 from apiserver.tools.forms import form_or_none
 from apiserver.tools.tool_use import ToolUse, tool_use_or_none
+from ipc.messages import ThinkingBudget
+
+MAX_THINKING_TOKENS = 2**31 - 1
 
 
 class OutputFormats:
@@ -35,18 +38,25 @@ class OutputFormats:
         use = tool_use_or_none(request)
         style = self._reasoning
         phase = Phase.ANSWERING if style is None else _phase(style, request, prompt)
+        budget = self._budget_or_none(request, style, phase)
         if use is not None:
-            return self._format_with_calls(request, use, style, phase)
+            return self._format_with_calls(request, use, style, phase, budget)
         if style is None or phase is Phase.ANSWERING:
             return None
         return OutputFormat(
             lambda: ReasoningSplitter(style, phase),
             shown_ids=self._special_ids((style.start, style.end)),
             shows_reasoning=request.include_reasoning is not False,
+            thinking_budget=budget,
         )
 
     def _format_with_calls(
-        self, request: ChatRequest, use: ToolUse, style: ReasoningStyle | None, phase: Phase
+        self,
+        request: ChatRequest,
+        use: ToolUse,
+        style: ReasoningStyle | None,
+        phase: Phase,
+        budget: ThinkingBudget | None,
     ) -> OutputFormat:
         make = self._call_parser(use)
         first = make()
@@ -60,6 +70,7 @@ class OutputFormats:
             lambda: AnswerParser(splitter and splitter(), make(), max_calls=max_calls),
             shown_ids=self._special_ids(tokens),
             shows_reasoning=request.include_reasoning is not False,
+            thinking_budget=budget,
         )
 
     def _call_parser(self, use: ToolUse) -> Callable[[], CallParser]:
@@ -71,6 +82,35 @@ class OutputFormats:
                 param="tools",
             )
         return partial(self._calls, use.schemas)
+
+    def _budget_or_none(
+        self, request: ChatRequest, style: ReasoningStyle | None, phase: Phase
+    ) -> ThinkingBudget | None:
+        """As in vLLM -1 is none, and a model whose reasoning nobody knows cannot have one."""
+        max_tokens = request.thinking_token_budget
+        if max_tokens is None or max_tokens == -1:
+            return None
+        if not 0 <= max_tokens <= MAX_THINKING_TOKENS:
+            raise InvalidRequest(
+                f"thinking_token_budget must be between -1 and {MAX_THINKING_TOKENS}, not {max_tokens}",
+                param="thinking_token_budget",
+            )
+        if style is None:
+            raise InvalidRequest(
+                "thinking_token_budget: nothing is known of how this model reasons, serve it with --reasoning-parser",
+                param="thinking_token_budget",
+            )
+        if phase is Phase.ANSWERING:
+            return None
+        return ThinkingBudget(
+            max_tokens=max_tokens,
+            start_ids=self._ids_of(style.start),
+            end_ids=self._ids_of(style.end),
+            waits_for_start=phase is Phase.UNDECIDED,
+        )
+
+    def _ids_of(self, marker: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode_batch_fast([marker], add_special_tokens=False)[0].ids)
 
     def _special_ids(self, markers: Iterable[str]) -> frozenset[int]:
         """Of the markers that are special tokens: detokenizing would drop them."""

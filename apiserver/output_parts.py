@@ -45,6 +45,11 @@ class OutputParser(Protocol):
         ...
 
     @property
+    def is_holding(self) -> bool:
+        """Some of the reasoning is held back: it may be a marker."""
+        ...
+
+    @property
     def is_plain(self) -> bool:
         """Whatever comes from now on is content as it stands."""
         ...

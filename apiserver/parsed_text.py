@@ -11,6 +11,7 @@ from apiserver.detokenizer import Decoder
 from apiserver.output_parts import CallArguments, CallStart, Content, OutputParser, Part, Reasoning
 from apiserver.text_stream import TextStream
 from apiserver.token_table import TokenTable
+from ipc.messages import ThinkingBudget
 
 
 class OutputFormat(Struct, frozen=True):
@@ -19,12 +20,21 @@ class OutputFormat(Struct, frozen=True):
     parser: Callable[[], OutputParser]  # a new one for each choice
     shown_ids: frozenset[int] = frozenset()  # special tokens that are markers: the parser must see them
     shows_reasoning: bool = True  # else it is parsed, counted and dropped
+    thinking_budget: ThinkingBudget | None = None  # what the engine is to know of it
 
 
 class ParsedText(TextStream):
     """A TextStream that also keeps the parts of what it has given out."""
 
-    __slots__ = ("_format", "_has_calls", "_num_parsed_chars", "_parser", "_parts", "num_reasoning_tokens")
+    __slots__ = (
+        "_format",
+        "_has_calls",
+        "_num_held_tokens",
+        "_num_parsed_chars",
+        "_parser",
+        "_parts",
+        "num_reasoning_tokens",
+    )
 
     def __init__(
         self,
@@ -41,6 +51,7 @@ class ParsedText(TextStream):
         self._parts: list[Part] = []
         self._has_calls = False
         self._num_parsed_chars = 0
+        self._num_held_tokens = 0
         self.num_reasoning_tokens = 0
         super().__init__(
             table,
@@ -62,6 +73,7 @@ class ParsedText(TextStream):
         num_parsed = self._num_parsed_chars - num_before  # of the stop token, which came through `feed`
         self._keep(self._parser.feed(text[num_parsed:]))
         self._keep(self._parser.finish())
+        self.num_reasoning_tokens += self._num_held_tokens
         return text
 
     def feed_parts(self, token_ids: Sequence[int]) -> list[Part]:
@@ -91,9 +103,18 @@ class ParsedText(TextStream):
         if text:
             self._num_parsed_chars += len(text)
             self._keep(parser.feed(text))
-        if parser.is_reasoning and parser.num_markers == num_markers:
-            self.num_reasoning_tokens += self.num_tokens - num_tokens
+        self._count_reasoning(self.num_tokens - num_tokens, parser.num_markers != num_markers)
         return text
+
+    def _count_reasoning(self, num_tokens: int, was_marker: bool) -> None:
+        """Tokens that may yet be a marker's count once they are not."""
+        if was_marker or not self._parser.is_reasoning:
+            self._num_held_tokens = 0
+            return
+        self._num_held_tokens += num_tokens
+        if not self._parser.is_holding:
+            self.num_reasoning_tokens += self._num_held_tokens
+            self._num_held_tokens = 0
 
     def _keep(self, parts: list[Part]) -> None:
         """Neighbours of one kind become one part."""

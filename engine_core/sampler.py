@@ -1,6 +1,7 @@
 """Logits become token ids, batched over rows, each row by its own parameters. Semantics are vLLM's:
 
-    allowed ids, min_tokens mask and logit bias → penalties → (greedy rows: argmax) → temperature → min_p → top_k → top_p → draw
+    allowed ids, min_tokens mask and logit bias → penalties → end of thinking
+    → (greedy rows: argmax) → temperature → min_p → top_k → top_p → draw
 
 A draw inverts the row's cumulative distribution, in token order, at a uniform number that depends on the row's seed and
 position alone (engine_core.philox), so it does not depend on the rest of the batch. Rows that ask for nothing cost
@@ -15,6 +16,7 @@ from torch import Tensor
 from engine_core.batch_state import NO_STOP_ID, BatchState
 from engine_core.philox import uniforms
 from engine_core.plan import Rows, StepResult, TokenScores
+from engine_core.thinking_limit import forced_token_or_none
 from ipc.messages import NO_LOGPROBS
 
 GREEDY_BELOW = 1e-5  # temperatures below are greedy, as in vLLM
@@ -33,6 +35,7 @@ class Sampler:
         self._mask_stop_ids(logits, rows)
         self._add_logit_bias(logits, rows)
         self._penalize(logits, rows)
+        self._end_thinking(logits, rows)
         best = logits.max(dim=-1)
         token_ids = best.indices.to("cpu", torch.int32).numpy()
         failures = {}
@@ -100,6 +103,17 @@ class Sampler:
                 penalties = state.presence_penalty[row] + state.frequency_penalty[row] * times.astype(np.float32)
                 ids = torch.from_numpy(unique.astype(np.int64)).to(logits.device)
                 logits[index, ids] -= torch.from_numpy(penalties.astype(np.float32)).to(logits.device)
+
+    def _end_thinking(self, logits: Tensor, rows: Rows) -> None:
+        """Where the budget is spent nothing but the next token of the end marker is left."""
+        state = self._state
+        for index in np.flatnonzero(state.has_thinking_budget[rows]):
+            row = rows[index]
+            budget = state.thinking_budget[row]
+            assert budget is not None
+            token = forced_token_or_none(state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]], budget)
+            if token is not None:
+                logits[index].fill_(-torch.inf)[token] = 0.0
 
     def _draw(self, logits: Tensor, rows: Rows) -> NDArray[np.int32]:
         """One random token per row."""

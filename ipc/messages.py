@@ -42,6 +42,15 @@ def number_of(stream_id: int) -> int:
 NO_LOGPROBS = -1
 
 
+class ThinkingBudget(Struct, frozen=True, array_like=True, kw_only=True):
+    """How long one sequence may reason; then the end marker is drawn, whatever the model would draw."""
+
+    max_tokens: int  # between the markers
+    end_ids: tuple[int, ...]  # at least one
+    start_ids: tuple[int, ...]  # at least one
+    waits_for_start: bool  # reasoning begins behind the start marker; else with the output, which may begin with it
+
+
 class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
     """How the next tokens of one sequence are chosen. Already valid: the worker checked every bound.
 
@@ -64,6 +73,7 @@ class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     num_logprobs: int = NO_LOGPROBS  # alternatives beside each token's own logprob
     allowed_token_ids: tuple[int, ...] = ()  # nothing else is drawn; (): everything may be
+    thinking_budget: ThinkingBudget | None = None
 
 
 class Generate(Struct, frozen=True, array_like=True, tag=1, kw_only=True):

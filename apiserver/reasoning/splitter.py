@@ -26,6 +26,10 @@ class ReasoningSplitter:
         return self._phase is Phase.THINKING
 
     @property
+    def is_holding(self) -> bool:
+        return bool(self._held)
+
+    @property
     def is_plain(self) -> bool:
         return self._phase is Phase.ANSWERING
 

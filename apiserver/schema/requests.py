@@ -104,7 +104,6 @@ class SamplingFields(Struct, kw_only=True):
     guided_regex: Unserved = None
     guided_choice: Unserved = None
     guided_grammar: Unserved = None
-    thinking_token_budget: Unserved = None
     stream_interval: Unserved = None
     kv_transfer_params: Unserved = None
     ec_transfer_params: Unserved = None
@@ -129,6 +128,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     documents: list[dict[str, Any]] | None = None  # Any: handed to the template
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     include_reasoning: bool | None = True
+    thinking_token_budget: int | None = None
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = True
@@ -152,6 +152,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
 
     top_logprobs: Unserved = None
     suffix: Unserved = None
+    thinking_token_budget: Unserved = None
 
 
 class TokenizeRequest(Struct, kw_only=True):

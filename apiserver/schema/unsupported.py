@@ -33,7 +33,6 @@ SHARED: Mapping[str, tuple[Any, ...]] = {
     "guided_regex": ANY_NULL,
     "guided_choice": ANY_NULL,
     "guided_grammar": ANY_NULL,
-    "thinking_token_budget": (None, -1),
     "stream_interval": (None, 1),
     "kv_transfer_params": EMPTY,
     "ec_transfer_params": EMPTY,
@@ -64,6 +63,7 @@ COMPLETION: Mapping[str, tuple[Any, ...]] = {
     **SHARED,
     "top_logprobs": (None, 0),
     "suffix": EMPTY,
+    "thinking_token_budget": (None, -1),
 }
 TOKENIZE: Mapping[str, tuple[Any, ...]] = {
     "chat_template": ANY_NULL,

@@ -7,6 +7,7 @@ import pytest
 
 from apiserver.reasoning.style import Phase, ReasoningStyle, style_or_none
 from config.settings import ServerSettings
+from ipc.messages import ThinkingBudget
 from tests.unit.apiserver.worker_rig import CHATML, WorkerRig, error_of, events_of, make_model_folder
 
 THINKING = "First 2, then 2: 4 日本."
@@ -62,8 +63,7 @@ def test_an_answer_is_split_at_the_markers_that_the_template_names(hybrid: Path,
     assert answer["reasoning"] == answer["reasoning_content"] == THINKING
     assert answer["finish_reason"] == "stop"
     assert answer["usage"]["completion_tokens"] == num_tokens(rig, f"<think>{THINKING}</think>{ANSWER}")
-    reasoning_tokens = answer["usage"]["completion_tokens_details"]["reasoning_tokens"]
-    assert 0 <= reasoning_tokens - num_tokens(rig, THINKING) < num_tokens(rig, "</think>")  # a marker of many tokens
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": num_tokens(rig, THINKING)}
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -104,7 +104,7 @@ def test_reasoning_may_be_left_out_and_is_still_counted(hybrid: Path, stream: bo
     answer = answer_of(rig, stream, include_reasoning=False, logprobs=True)
 
     assert (answer["reasoning"], answer["content"]) == (None, ANSWER)
-    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] >= num_tokens(rig, THINKING)
+    assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": num_tokens(rig, THINKING)}
     assert rig.engine.requests[0].sampling.num_logprobs == -1  # they would spell the reasoning out
 
 
@@ -158,6 +158,35 @@ def test_special_tokens_that_are_markers_are_seen_and_taken_out(tmp_path: Path) 
 
     assert (answer["reasoning"], answer["content"]) == ("hm", "so")
     assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == num_tokens(rig, "hm")
+
+
+def test_the_engine_is_told_how_long_the_model_may_think(hybrid: Path, opening: Path) -> None:
+    rigs = [rig_of(hybrid, ANSWER), rig_of(hybrid, ANSWER, reasoning_parser="qwen3"), rig_of(opening, ANSWER)]
+
+    for rig in rigs:
+        assert rig.chat(thinking_token_budget=7).status_code == 200
+    budgets = [rig.engine.requests[0].sampling.thinking_budget for rig in rigs]
+
+    markers = {"start_ids": tuple(rigs[0].ids_of("<think>")), "end_ids": tuple(rigs[0].ids_of("</think>"))}
+    assert budgets == [ThinkingBudget(max_tokens=7, waits_for_start=waits, **markers) for waits in (True, False, False)]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"thinking_token_budget": -1}, {"reasoning_effort": "none", "thinking_token_budget": 7}]
+)
+def test_without_reasoning_or_limit_the_engine_is_told_nothing(hybrid: Path, fields: dict[str, Any]) -> None:
+    rig = rig_of(hybrid, ANSWER)
+
+    rig.chat(**fields)
+
+    assert rig.engine.requests[0].sampling.thinking_budget is None
+
+
+@pytest.mark.parametrize(("parser", "budget"), [("none", 7), ("qwen3", -2), ("qwen3", 2**31)])
+def test_a_wrong_budget_is_a_400(hybrid: Path, parser: str, budget: int) -> None:
+    response = rig_of(hybrid, "x", reasoning_parser=parser).chat(thinking_token_budget=budget)
+
+    assert (response.status_code, error_of(response)["param"]) == (400, "thinking_token_budget")
 
 
 def test_a_wrong_type_of_include_reasoning_is_a_400(hybrid: Path) -> None:

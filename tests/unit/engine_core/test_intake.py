@@ -10,7 +10,7 @@ from engine_core.intake import Intake
 from engine_core.plan import StepResult
 from engine_core.scheduler import Scheduler
 from ipc.block_hash import chain
-from ipc.messages import Abort, AbortWorker, Generate, Resume, SamplingParams, make_stream_id
+from ipc.messages import Abort, AbortWorker, Generate, Resume, SamplingParams, ThinkingBudget, make_stream_id
 from ipc.record import Failure, FailureCode, Finish, FinishCode
 from ipc.sockets import Inbound
 
@@ -37,6 +37,10 @@ class Rig:
     @property
     def failures(self) -> list[Failure]:
         return [e.record for e in self.scheduler.take_endings() if isinstance(e.record, Failure)]
+
+
+def budget(*, end_ids: tuple[int, ...]) -> ThinkingBudget:
+    return ThinkingBudget(max_tokens=1, end_ids=end_ids, start_ids=(1,), waits_for_start=False)
 
 
 def ids(*tokens: int) -> bytes:
@@ -77,6 +81,8 @@ def test_output_is_bounded_by_the_context_and_by_the_pool(num_blocks: int, limit
         (ids(1), {"sampling": SamplingParams(max_tokens=0)}, "max_tokens is 0"),
         (ids(1), {"sampling": SamplingParams(max_tokens=1, logit_bias=((100, 1.0),))}, "logit_bias token id 100"),
         (ids(1), {"sampling": SamplingParams(max_tokens=1, allowed_token_ids=(3, 100))}, "allowed token id"),
+        (ids(1), {"sampling": SamplingParams(max_tokens=1, thinking_budget=budget(end_ids=()))}, "markers"),
+        (ids(1), {"sampling": SamplingParams(max_tokens=1, thinking_budget=budget(end_ids=(100,)))}, "markers"),
         (ids(1), {"sampling": SamplingParams(max_tokens=1, num_logprobs=0), "is_streaming": False}, "logprobs"),
         (ids(1, 2, 3), {"block_hashes": bytes(16)}, "1 block hashes for 3 tokens in blocks of 4"),
     ],

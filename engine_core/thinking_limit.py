@@ -1,0 +1,40 @@
+"""When a model has thought for long enough, and which token then ends it. No torch here.
+
+Looks at nothing but the tokens that were generated, so that preemption and the resumption of a sequence change nothing.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ipc.messages import ThinkingBudget
+
+Output = NDArray[np.int32]
+
+
+def forced_token_or_none(output: Output, budget: ThinkingBudget) -> int | None:
+    """The token that must come next; None while the model may choose."""
+    start = _start_or_none(output, budget)
+    if start is None or len(output) - start < budget.max_tokens:
+        return None
+    if _place(output[start:], budget.end_ids) >= 0:
+        return None
+    num_forced = len(output) - start - budget.max_tokens
+    return budget.end_ids[num_forced] if num_forced < len(budget.end_ids) else None
+
+
+def _start_or_none(output: Output, budget: ThinkingBudget) -> int | None:
+    """Where the reasoning begins; None where it has not."""
+    width = len(budget.start_ids)
+    if not budget.waits_for_start:
+        begins_with_marker = width > 0 and output[:width].tolist() == list(budget.start_ids)
+        return width if begins_with_marker else 0
+    at = _place(output, budget.start_ids)
+    return None if at < 0 else at + width
+
+
+def _place(output: Output, ids: tuple[int, ...]) -> int:
+    """Of the first occurrence of the ids, or -1."""
+    for at in np.flatnonzero(output == ids[0]).tolist():
+        if output[at : at + len(ids)].tolist() == list(ids):
+            return at
+    return -1
