@@ -11,6 +11,7 @@ from apiserver.middleware import RequestMiddleware
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat import ChatCompletions
 from apiserver.routes.completions import Completions
+from apiserver.routes.embeddings import Embeddings
 from apiserver.routes.health import Load, Metrics, ProbeRoute, Version, has_started, is_live, is_ready
 from apiserver.routes.messages import CountTokens, Messages
 from apiserver.routes.models import Models
@@ -52,6 +53,7 @@ def _routes(services: Services) -> list[Route]:
         Route("/v1/responses", Responses(services, prompts), methods=["POST"]),
         Route("/v1/responses/{response_id}", StoredResponses(services), methods=["GET", "DELETE"]),
         Route("/v1/responses/{response_id}/cancel", CancelResponse(services), methods=["POST"]),
+        Route("/v1/embeddings", Embeddings(services, prompts), methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", models, methods=["GET"]),
         Route("/tokenize", Tokenize(services, prompts), methods=["POST"]),

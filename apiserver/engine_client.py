@@ -14,7 +14,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from apiserver.journal import Journal
 from ipc.block_hash import HASH_BYTES, chain
@@ -28,6 +28,7 @@ from ipc.messages import (
     ForWorker,
     Generate,
     Kind,
+    Pooling,
     Rejected,
     Resume,
     SamplingParams,
@@ -35,7 +36,17 @@ from ipc.messages import (
     make_stream_id,
     number_of,
 )
-from ipc.record import FINISH_WORDS, HEADER_WORDS, NO_STOP_TOKEN, Failure, FailureCode, Finish, Scored, unpack_record
+from ipc.record import (
+    FINISH_WORDS,
+    HEADER_WORDS,
+    NO_STOP_TOKEN,
+    Embedding,
+    Failure,
+    FailureCode,
+    Finish,
+    Scored,
+    unpack_record,
+)
 from ipc.ring import RingReader
 
 logger = logging.getLogger(__name__)
@@ -79,6 +90,14 @@ class Sink(Protocol):
 
     def fail(self, error: StreamError) -> None:
         """Instead of finish."""
+        ...
+
+
+class EmbeddingSink(Sink, Protocol):
+    """Of a stream that was submitted with a pooling."""
+
+    def take_embedding(self, piece: Embedding) -> None:
+        """The vector, or a piece of it; before the finish."""
         ...
 
 
@@ -159,6 +178,7 @@ class EngineClient:
         priority: int = 0,
         deadline_s: float | None = None,
         fair_key: int = 0,
+        pooling: int = Pooling.NONE,
     ) -> StreamId:
         """Send one sequence to the engines; `prompt` is little-endian u32 ids. The sink hears of it until it ends."""
         number = self._free_number()
@@ -183,6 +203,7 @@ class EngineClient:
             priority=priority,
             deadline_s=deadline_s,
             fair_key=fair_key,
+            pooling=pooling,
         )
         if self._journal is not None:
             self._journal.begin(number, envelope, message, prompt)
@@ -311,7 +332,7 @@ class EngineClient:
             if note is not None and num_tokens:
                 note(payload[4 * HEADER_WORDS : 4 * (middle + num_tokens)])
             hand_out(words[HEADER_WORDS:middle], words[middle : middle + num_tokens], touched)
-            if words[1] or words[2] or words[3] or words[4]:
+            if words[1] or words[2] or words[3] or words[4] or words[5]:
                 num_made += self._take_rest(payload, words, touched, ended)
         ring.release()
         self._flush(touched)
@@ -356,8 +377,8 @@ class EngineClient:
     ) -> int:
         """The sections behind the tokens; returns the number of tokens in them. Finishes alone, the common case, need
         no second look at the payload."""
-        num_tokens, num_finishes, num_bulks, num_failures, num_scored = words[:HEADER_WORDS]
-        if not num_bulks and not num_failures and not num_scored:
+        num_tokens, num_finishes, num_bulks, num_failures, num_scored, num_embeddings = words[:HEADER_WORDS]
+        if not num_bulks and not num_failures and not num_scored and not num_embeddings:
             first = HEADER_WORDS + 2 * num_tokens
             starts = range(first, first + num_finishes * FINISH_WORDS, FINISH_WORDS)
             finishes = [Finish(*words[start : start + FINISH_WORDS]) for start in starts]
@@ -373,6 +394,10 @@ class EngineClient:
                     self._journal.note(array("I", [number] * len(token_ids) + token_ids).tobytes())
         for scored in record.scored:
             self._take_scored(scored, touched)
+        for embedding in record.embeddings:
+            sink = self._sinks.get(embedding.stream)
+            if sink is not None:
+                cast(EmbeddingSink, sink).take_embedding(embedding)  # the engine gives them to who asked for one
         ended += record.finishes
         ended += record.failures
         num_made = sum(len(token_ids) for _, token_ids in record.bulks) + sum(not s.is_stop for s in record.scored)

@@ -18,7 +18,7 @@ from apiserver import generation
 from apiserver.asgi_writer import AsgiWriter
 from apiserver.engine_client import EngineClient, StreamError
 from apiserver.errors import ApiError
-from apiserver.generation import Choice, CollectedChoice, GenerationRequest, Usage
+from apiserver.generation import Choice, CollectedChoice, EmbeddedChoice, GenerationRequest, Usage
 from apiserver.http_protocol import ConnectionListener, stream_writer_of
 from apiserver.metrics import WorkerMetrics
 from apiserver.text_stream import TextStream
@@ -351,7 +351,7 @@ async def collect(
     receive: Receive,
 ) -> list[CollectedChoice] | None:
     """All choices, ended; None when the client left meanwhile. Raises ApiError when one failed."""
-    collection = _Collection(texts, client, metrics)
+    collection = _Collection(texts, client, metrics, EmbeddedChoice if request.pooling else CollectedChoice)
     writer = _writer_of(scope, receive, _send_nothing)
     writer.listen(collection)
     try:
@@ -376,12 +376,12 @@ async def collect(
 class _Collection:
     """The choices of one body, whose connection it listens to: settled when all have ended, one failed or nobody waits."""
 
-    def __init__(self, texts: list[TextStream], client: EngineClient, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self, texts: list[TextStream], client: EngineClient, metrics: WorkerMetrics, kind: type[CollectedChoice]
+    ) -> None:
         self._client = client
         self._is_complete: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.choices = [
-            CollectedChoice(index, text, metrics, self._on_end, self._stop) for index, text in enumerate(texts)
-        ]
+        self.choices = [kind(index, text, metrics, self._on_end, self._stop) for index, text in enumerate(texts)]
         self._num_open = len(self.choices)
 
     @property

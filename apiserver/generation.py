@@ -5,6 +5,7 @@ A choice counts its tokens, turns them into text and measures its latencies. Wha
 """
 
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +16,8 @@ from apiserver.errors import ApiError, GenerationFailed, InvalidRequest, Overloa
 from apiserver.metrics import WorkerMetrics
 from apiserver.parsed_text import OutputFormat, ParsedText
 from apiserver.text_stream import TextStream
-from ipc.messages import NO_LOGPROBS, SamplingParams, StreamId
-from ipc.record import NO_STOP_TOKEN, Finish, FinishCode, Scored
+from ipc.messages import NO_LOGPROBS, Pooling, SamplingParams, StreamId
+from ipc.record import NO_STOP_TOKEN, Embedding, Finish, FinishCode, Scored
 
 
 class Prompt(Struct, frozen=True):
@@ -45,6 +46,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: bytes = b""  # only requests with the same one share K/V
     deadline_s: float | None = None
+    pooling: Pooling = Pooling.NONE  # else the answer is a vector per prompt
     output_format: OutputFormat | None = None  # None: the whole text is content
     counts_reasoning: bool = False  # the model may reason: usage says how many tokens it took
     fair_key: int = 0  # which of several API keys it came with, from 1; 0: there is no more than one
@@ -246,6 +248,32 @@ class CollectedChoice(Choice):
             self._stop(self)
 
 
+class EmbeddedChoice(CollectedChoice):
+    """Its answer is a vector; the token that the engine drew on the way counts for nothing."""
+
+    __slots__ = ("embedding",)
+
+    def __init__(
+        self,
+        index: int,
+        text: TextStream,
+        metrics: WorkerMetrics,
+        on_end: Callable[[Choice], None],
+        stop: Callable[[Choice], None],
+    ) -> None:
+        super().__init__(index, text, metrics, on_end, stop)
+        self.embedding = array("f")
+
+    @property
+    def num_tokens(self) -> int:
+        return 0
+
+    def take_embedding(self, piece: Embedding) -> None:
+        """In order; one that was lost with its engine comes again from its beginning."""
+        del self.embedding[piece.offset :]
+        self.embedding.extend(piece.values)
+
+
 def submit(request: GenerationRequest, choices: Sequence[Choice], client: EngineClient, metrics: WorkerMetrics) -> None:
     """Send every choice to the engines; on return each has its stream, or has failed already."""
     metrics.params_n.observe(request.n)
@@ -265,6 +293,7 @@ def submit(request: GenerationRequest, choices: Sequence[Choice], client: Engine
                 priority=request.priority,
                 deadline_s=request.deadline_s,
                 fair_key=request.fair_key,
+                pooling=request.pooling,
             )
 
 

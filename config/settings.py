@@ -99,6 +99,10 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         16384
     )
     response_store_age_s: Annotated[float, Meta(gt=0, description="answers of /v1/responses are stored for")] = 86400.0
+    embedding_pooling: Annotated[
+        Literal["last", "mean"],
+        Meta(description="what /v1/embeddings gives: the last token's hidden state, or the mean"),
+    ] = "last"
 
 
 class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

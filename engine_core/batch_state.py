@@ -68,6 +68,8 @@ class BatchState:
         self.thinking_budget: list[ThinkingBudget | None] = [None] * rows
         self.has_thinking_budget = np.zeros(rows, np.bool_)
         self.num_logprobs = np.full(rows, NO_LOGPROBS, np.int32)
+        self.pooling = np.zeros(rows, np.int8)  # ipc.messages.Pooling
+        self.num_pooled = 0  # running rows that pool
 
         # Stop checks and the way back.
         self.max_total_len = np.zeros(rows, np.int32)
@@ -113,6 +115,8 @@ class BatchState:
         self.number[row] = sequence.number
         seed_stream_id = sequence.stream_id if sequence.seed_stream_id is None else sequence.seed_stream_id
         self._set_sampling(row, sequence.sampling, seed_stream_id)
+        self.pooling[row] = sequence.pooling
+        self.num_pooled += bool(sequence.pooling)
         self.sequences[row] = sequence
         self.tenancy[row] += 1
         self._changed_rows.append(row)
@@ -129,6 +133,7 @@ class BatchState:
         self.is_running[row] = False
         self.is_decoding[row] = False
         sequence.row = NO_ROW
+        self.num_pooled -= bool(sequence.pooling)
         self._free_rows.append(row)
         self._freed_rows.append(row)
         return sequence

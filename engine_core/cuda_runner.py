@@ -22,6 +22,7 @@ from engine_core.cuda_graphs import DecodeGraphs, buckets_up_to
 from engine_core.kv_cache import KvCache
 from engine_core.models.decoder import Decoder
 from engine_core.plan import Int32Array, Rows, StepPlan, StepResult
+from engine_core.pooler import Pooler
 from engine_core.sampler import Sampler
 from engine_core.step_buffers import StepBuffers
 from ipc.messages import NO_LOGPROBS
@@ -50,6 +51,7 @@ class CudaStep:
     returned: _Returned
     resampled: StepResult | None
     resampled_at: NDArray[np.intp]
+    embeddings: dict[int, NDArray[np.float32]]
 
     def result(self) -> StepResult:
         self.returned.is_done.synchronize()
@@ -65,7 +67,7 @@ class CudaStep:
             token_ids[is_bad] = 0
         if self.order is not None:
             token_ids[self.order] = token_ids.copy()
-        return StepResult(token_ids, failures, scores)
+        return StepResult(token_ids, failures, scores, self.embeddings)
 
 
 class CudaRunner:
@@ -95,6 +97,7 @@ class CudaRunner:
         self._last_tokens = torch.zeros(max_seqs + 1, dtype=torch.int32, device=device)  # by row; one more for padding
         self._returned, self._other = (_Returned(max_seqs) for _ in range(2))
         self._host_sampler = Sampler(state)
+        self._pooler = Pooler(state)
         self._is_narrow = dtype.itemsize == 2
         self._needs_host = np.zeros(max_seqs, np.bool_)  # rows that the device sampler does not do alone
 
@@ -111,6 +114,7 @@ class CudaRunner:
     def launch(self, plan: StepPlan) -> CudaStep:
         self._note_changes(plan)
         rows, order = plan.sampled_rows, None
+        embeddings: dict[int, NDArray[np.float32]] = {}
         if plan.num_decodes == len(plan.rows):
             order = np.argsort(-plan.context_lens, kind="stable")  # longest first: the device ends evenly
             rows = rows[order]
@@ -118,13 +122,13 @@ class CudaRunner:
             self._decodes.send_decodes(rows, plan.context_lens[order], bucket)
             self._graphs.run(bucket, is_eager=self.is_eager)
         else:
-            self._mixed_pass(plan, len(rows))
+            embeddings = self._mixed_pass(plan, len(rows))
         resampled_at = np.flatnonzero(self._needs_host[rows])
         resampled = self._resample(rows, resampled_at) if len(resampled_at) else None
         self._returned, self._other = self._other, self._returned
         self._returned.memory[: len(rows)].copy_(self._drawn[: len(rows)], non_blocking=True)
         self._returned.is_done.record()
-        return CudaStep(rows, order, self._returned, resampled, resampled_at)
+        return CudaStep(rows, order, self._returned, resampled, resampled_at, embeddings)
 
     def _decode_pass(self, bucket: int) -> None:
         fields = self._decodes.device
@@ -132,7 +136,8 @@ class CudaRunner:
         metadata = self._decodes.decode_metadata(bucket)
         self._draw(self._decoder(token_ids, fields["positions"][:bucket], self._pools, metadata), fields)
 
-    def _mixed_pass(self, plan: StepPlan, num_sampled: int) -> None:
+    def _mixed_pass(self, plan: StepPlan, num_sampled: int) -> dict[int, NDArray[np.float32]]:
+        """The embeddings that are whole with it, of rows that pool: never among those that only decode."""
         metadata = self._mixed.send_mixed(plan)
         fields, num_tokens, num_decodes = self._mixed.device, plan.num_tokens, plan.num_decodes
         token_ids = fields["token_ids"][:num_tokens]
@@ -141,6 +146,7 @@ class CudaRunner:
         hidden = self._decoder(token_ids, fields["positions"][:num_tokens], self._pools, metadata)
         if num_sampled:
             self._draw(hidden.index_select(0, fields["sampled"][:num_sampled]), fields)
+        return self._pooler.pool(plan, hidden) if self._state.num_pooled else {}
 
     def _draw(self, hidden: Tensor, fields: dict[str, Tensor]) -> None:
         logits = self._logits[: len(hidden)]

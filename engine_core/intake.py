@@ -14,11 +14,13 @@ from msgspec import structs
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES
-from ipc.messages import NO_LOGPROBS, Abort, AbortWorker, Generate, Resume, generation_of, slot_of
+from ipc.messages import NO_LOGPROBS, Abort, AbortWorker, Generate, Pooling, Resume, generation_of, slot_of
 from ipc.record import FailureCode
 from ipc.sockets import Inbound
 
 logger = logging.getLogger(__name__)
+
+_POOLINGS = frozenset(Pooling)
 
 
 class Intake:
@@ -107,11 +109,13 @@ class Intake:
             arrival=self._num_arrivals,
             arrival_ns=time.monotonic_ns(),
             block_links=_split(message.block_hashes),
-            is_cacheable=self._enable_prefix_caching and bool(message.block_hashes),
+            # The mean needs every token's hidden state, and the cache has none.
+            is_cacheable=self._enable_prefix_caching and bool(message.block_hashes) and message.pooling != Pooling.MEAN,
             is_streaming=message.is_streaming,
             priority=message.priority,
             fair_key=message.fair_key,
             deadline_s=message.deadline_s,
+            pooling=message.pooling,
         )
 
     def _fault_or_none(self, message: Generate, prompt: bytes, output: bytes) -> str | None:
@@ -120,6 +124,8 @@ class Intake:
             return f"the prompt frame has {len(prompt)} bytes, not whole token ids"
         if message.sampling.max_tokens < 1:
             return f"max_tokens is {message.sampling.max_tokens}, at least 1 is needed"
+        if message.pooling and (message.pooling not in _POOLINGS or message.sampling.max_tokens > 1):
+            return f"pooling {message.pooling} with max_tokens {message.sampling.max_tokens}: an embedding is one pass"
         largest = int(np.frombuffer(prompt + output, "<u4").max())
         if largest >= self._vocab_size:
             return f"token id {largest} is outside the vocabulary of {self._vocab_size}"

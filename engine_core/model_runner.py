@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from engine_core.loader import Checkpoint, DummyWeights, Weights
 from engine_core.models.decoder import Decoder, DecoderConfig
 from engine_core.models.registry import decoder_config
 from engine_core.plan import StepPlan, StepResult
+from engine_core.pooler import Pooler
 from engine_core.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class ModelRunner:
         self._decoder, self._pools = decoder, kv_cache.pools
         self._state = state
         self._sampler = Sampler(state)
+        self._pooler = Pooler(state)
         self._device = device
 
     @torch.inference_mode()
@@ -147,12 +149,14 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> Computed:
         inputs = build_inputs(self._state, plan, self._device)
         hidden = self._decoder(inputs.token_ids, inputs.positions, self._pools, inputs.metadata)
+        embeddings = self._pooler.pool(plan, hidden) if self._state.num_pooled else {}
         rows = plan.sampled_rows
         if len(rows) == 0:
             return Computed(StepResult(plan.context_lens[:0]))
         if len(rows) < plan.num_tokens:
             hidden = hidden.index_select(0, inputs.sampled_tokens)
-        return Computed(self._sampler.sample(self._decoder.logits(hidden), rows))
+        result = self._sampler.sample(self._decoder.logits(hidden), rows)
+        return Computed(replace(result, embeddings=embeddings) if embeddings else result)
 
     def _warm_pass(self, num_tokens: int) -> None:
         numbers = torch.arange(num_tokens, device=self._device)

@@ -9,6 +9,7 @@ worker counts as stalled and the engine cuts its streams, nobody else's. A worke
 with it: the records were for readers that no longer exist.
 """
 
+from array import array
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
@@ -18,7 +19,18 @@ from numpy.typing import NDArray
 
 from engine_core.plan import Int32Array
 from engine_core.step_output import Ending, SampledTokens
-from ipc.record import FINISH_WORDS, HEADER_BYTES, HEADER_WORDS, SCORED_WORDS, Failure, Finish, Scored, pack_record
+from ipc.record import (
+    EMBEDDING_WORDS,
+    FINISH_WORDS,
+    HEADER_BYTES,
+    HEADER_WORDS,
+    SCORED_WORDS,
+    Embedding,
+    Failure,
+    Finish,
+    Scored,
+    pack_record,
+)
 
 MAX_OVERFLOW_BYTES = 8 * 1024 * 1024
 """Per worker, beyond its ring: some minutes of streams, or a few hundred long bulks."""
@@ -207,18 +219,25 @@ def _packed(endings: Sequence[Ending], max_words: int, first_words: int) -> Iter
 
 
 def _pieces(endings: Sequence[Ending], max_words: int) -> Iterator[Ending]:
-    """Endings, and before one with a bulk too large for a record the bulk's first pieces, which end nothing."""
-    per_piece = max_words - _BULK_WORDS - FINISH_WORDS
+    """Endings, and before one with a bulk or an embedding too large for a record its first pieces, which end nothing."""
+    per_piece = max_words - max(_BULK_WORDS, EMBEDDING_WORDS) - FINISH_WORDS
     for ending in endings:
-        output_ids = ending.output_ids
+        output_ids, embedding, offset = ending.output_ids, ending.embedding, 0
         while output_ids is not None and len(output_ids) > per_piece:
             yield Ending(ending.slot, ending.record, output_ids[:per_piece], is_last=False)
             output_ids = output_ids[per_piece:]
-        yield Ending(ending.slot, ending.record, output_ids)
+        while embedding is not None and len(embedding) > per_piece:
+            yield Ending(
+                ending.slot, ending.record, embedding=embedding[:per_piece], embedding_offset=offset, is_last=False
+            )
+            embedding, offset = embedding[per_piece:], offset + per_piece
+        yield Ending(ending.slot, ending.record, output_ids, embedding, offset)
 
 
 def _num_words(ending: Ending) -> int:
     bulk_words = 0 if ending.output_ids is None else _BULK_WORDS + len(ending.output_ids)
+    if ending.embedding is not None:
+        bulk_words += EMBEDDING_WORDS + len(ending.embedding)
     return bulk_words + (FINISH_WORDS if isinstance(ending.record, Finish) else _FAILURE_WORDS)
 
 
@@ -228,4 +247,9 @@ def _pack(endings: Sequence[Ending]) -> bytes:
         bulks=[(e.record.stream, e.output_ids.tolist()) for e in endings if e.output_ids is not None],
         finishes=[record for record in ended if isinstance(record, Finish)],
         failures=[record for record in ended if isinstance(record, Failure)],
+        embeddings=[
+            Embedding(e.record.stream, e.embedding_offset, array("f", e.embedding.tobytes()))
+            for e in endings
+            if e.embedding is not None
+        ],
     )

@@ -56,6 +56,7 @@ class StepResult:
     token_ids: Int32Array  # (m,) one id per row with `samples`, in the plan's order
     failures: dict[int, str] = field(default_factory=dict)  # row -> one line for the client
     scores: dict[int, TokenScores] = field(default_factory=dict)  # by row, of those that ask for logprobs
+    embeddings: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # by row, of those that pool, once whole
 
 
 class Launched(Protocol):

@@ -351,6 +351,9 @@ class Scheduler:
         rows, token_ids, places = plan.rows[sampled], result.token_ids[has_stayed[plan.samples]], computed[sampled]
         state.token_ids[rows, places] = token_ids
         state.num_in_flight[rows] -= 1
+        for row, embedding in result.embeddings.items():
+            if self._has_stayed(plan, row):
+                self._sequence_in(row).embedding = embedding
         linkable = has_stayed & (computed >= state.next_link_len[plan.rows])
         if linkable.any():
             self._publish_blocks(plan.rows[linkable], computed[linkable])
@@ -444,9 +447,9 @@ class Scheduler:
         code = FinishCode.STOP if has_stopped else FinishCode.LENGTH
         finish = self._finish_record(sequence, code, len(output_ids), stop_token_id, now_ns)
         bulk = None
-        if not sequence.is_streaming:
+        if not sequence.is_streaming and not sequence.pooling:
             bulk = output_ids[sequence.num_delivered : -1 if has_stopped else None]
-        self._endings.append(Ending(sequence.slot, finish, bulk))
+        self._endings.append(Ending(sequence.slot, finish, bulk, sequence.embedding))
         self._end(sequence)
 
     def _finish_record(

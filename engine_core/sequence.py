@@ -6,7 +6,7 @@ from enum import Enum, auto
 import numpy as np
 from numpy.typing import NDArray
 
-from ipc.messages import SamplingParams, generation_of, number_of, slot_of
+from ipc.messages import Pooling, SamplingParams, generation_of, number_of, slot_of
 
 NO_ROW = -1
 
@@ -42,6 +42,8 @@ class Sequence:
     deadline_s: float | None = None
     num_delivered: int = 0  # output tokens that an engine before this one gave the client; they stand in token_ids
     seed_stream_id: int | None = None  # draws as that stream did, when the request brought no seed
+    pooling: int = Pooling.NONE
+    embedding: NDArray[np.float32] | None = None  # (hidden_size,) of one that pools, when it ends
 
     state: SequenceState = SequenceState.WAITING
     row: int = NO_ROW

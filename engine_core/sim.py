@@ -14,12 +14,14 @@ from zlib import crc32
 import msgspec
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from config.model_folder import ModelFolder
 from config.settings import EngineSettings
 from engine_core.batch_state import BatchState
 from engine_core.errors import CannotBoot
-from engine_core.plan import Int32Array, StepPlan, StepResult
+from engine_core.plan import Int32Array, Rows, StepPlan, StepResult
+from ipc.messages import Pooling
 
 _SPACED_WORD = re.compile("[Ġ▁][a-z]{2,12}")  # a word with its space, in byte-level and in SentencePiece spelling
 _WORD = re.compile("[A-Za-z]{1,12}")
@@ -33,11 +35,19 @@ class SimRunner:
     runs_ahead = False
 
     def __init__(
-        self, state: BatchState, *, script: Int32Array, num_blocks: int, step_ms: float, prefill_us_per_token: float
+        self,
+        state: BatchState,
+        *,
+        script: Int32Array,
+        num_blocks: int,
+        step_ms: float,
+        prefill_us_per_token: float,
+        hidden_size: int = 64,
     ) -> None:
         self.num_blocks = num_blocks
         self._state = state
         self._script = script
+        self._hidden_size = hidden_size
         self._bases = np.zeros(state.max_num_seqs, np.int64)
         self._step_s = step_ms / 1e3
         self._prefill_s_per_token = prefill_us_per_token / 1e6
@@ -53,7 +63,18 @@ class SimRunner:
         rows = plan.sampled_rows
         positions = (state.num_tokens[rows] - state.num_prompt[rows]).astype(np.int64)
         token_ids = self._script[(self._bases[rows] + positions * _STRIDE) % len(self._script)]
-        return SimLaunched(StepResult(token_ids), self._end_of_step_s(plan.num_tokens - plan.num_decodes))
+        embeddings = self._embeddings(rows) if state.num_pooled else {}
+        return SimLaunched(
+            StepResult(token_ids, embeddings=embeddings), self._end_of_step_s(plan.num_tokens - plan.num_decodes)
+        )
+
+    def _embeddings(self, rows: Rows) -> dict[int, NDArray[np.float32]]:
+        """Noise that depends on the prompt alone."""
+        pooled = rows[self._state.pooling[rows] != Pooling.NONE].tolist()
+        return {
+            row: np.random.default_rng(self._bases[row]).standard_normal(self._hidden_size, np.float32)
+            for row in pooled
+        }
 
     def _base(self, row: int) -> int:
         sequence = self._state.sequences[row]
@@ -95,6 +116,7 @@ def build_sim_runner(settings: EngineSettings, model: ModelFolder, state: BatchS
         num_blocks=settings.num_gpu_blocks_override or -(-default_tokens // settings.block_size),
         step_ms=settings.sim_step_ms,
         prefill_us_per_token=settings.sim_prefill_us_per_token,
+        hidden_size=int(model.hf_config.get("hidden_size", 64)),
     )
 
 

@@ -30,4 +30,6 @@ class Ending:
     slot: int
     record: Finish | Failure
     output_ids: Int32Array | None = None  # a non-streaming request's tokens, without the stop id
-    is_last: bool = True  # False: a piece of output_ids; more follows before the end
+    embedding: NDArray[np.float32] | None = None  # (hidden_size,), or the piece of it from `embedding_offset` on
+    embedding_offset: int = 0
+    is_last: bool = True  # False: a piece of output_ids or embedding; more follows before the end

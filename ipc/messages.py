@@ -17,7 +17,7 @@ from typing import NewType
 
 from msgspec import Struct
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 StreamId = NewType("StreamId", int)
 """64 bits: worker slot (16), worker generation (16), number within the generation (32)."""
@@ -76,6 +76,14 @@ class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
     thinking_budget: ThinkingBudget | None = None
 
 
+class Pooling(IntEnum):
+    """What becomes of the hidden states of a prompt, behind the last norm: nothing, or the sequence's one vector."""
+
+    NONE = 0
+    LAST = 1  # that of the last token
+    MEAN = 2  # of all tokens
+
+
 class Generate(Struct, frozen=True, array_like=True, tag=1, kw_only=True):
     """Compute one sequence. The prompt's token ids stand behind it in its parcel."""
 
@@ -87,6 +95,7 @@ class Generate(Struct, frozen=True, array_like=True, tag=1, kw_only=True):
     priority: int = 0  # lower runs first, as in vLLM
     deadline_s: float | None = None  # CLOCK_MONOTONIC; not started by then: failed without prefill
     fair_key: int = 0  # requests of a key share the engine fairly with those of other keys; 0: no key
+    pooling: int = Pooling.NONE  # else the answer is an embedding; then max_tokens is 1, and its token means nothing
 
 
 class Abort(Struct, frozen=True, array_like=True, tag=2, kw_only=True):

@@ -6,7 +6,8 @@ word  field        meaning
    2  num_bulks    entries of the bulk section
    3  num_failures entries of the failure section
    4  num_scored   entries of the scored section
-   5… tokens       struct of arrays: num_tokens stream numbers, then num_tokens token ids
+   5  num_embeddings  entries of the embedding section
+   6… tokens       struct of arrays: num_tokens stream numbers, then num_tokens token ids
    …  bulks        per entry: stream number, count, then count token ids: a non-streaming request, delivered once;
                    one too long for a record (RingWriter.max_payload_bytes) comes in pieces over several, in order
    …  finishes     FINISH_WORDS words per entry, see Finish
@@ -14,6 +15,8 @@ word  field        meaning
    …  scored       tokens of streams that asked for logprobs, which are not in the token section: per entry stream number,
                    token id, 1 if it ended the stream as a stop id, rank, count of alternatives, logprob, then the ids of
                    the alternatives, then their logprobs; logprobs are float32
+   …  embeddings   per entry: stream number, offset, count, then count float32: one stream's vector, or the piece of it that
+                   begins at the offset; one too long for a record comes in pieces over several, in order
 
 A stream number is the low half of its StreamId; slot and generation are the ring's. A stream's tokens stand before its
 finish. Per stream the sections keep the order in which the engine produced; each stream has one token in the token
@@ -26,10 +29,11 @@ from enum import IntEnum
 
 from msgspec import Struct
 
-HEADER_WORDS = 5
+HEADER_WORDS = 6
 HEADER_BYTES = 4 * HEADER_WORDS
 SCORED_WORDS = 6  # of an entry, beside two per alternative
 FINISH_WORDS = 10
+EMBEDDING_WORDS = 3  # of an entry, beside one per value
 
 
 class FinishCode(IntEnum):
@@ -81,6 +85,14 @@ class Scored(Struct, frozen=True):
     logprobs: list[float]
 
 
+class Embedding(Struct, frozen=True, eq=False):
+    """A stream's vector, or the piece of it that begins at `offset`."""
+
+    stream: int
+    offset: int
+    values: "array[float]"  # of type "f"
+
+
 class StepRecord(Struct):
     """A record taken apart; `tokens` pairs stand as two lists of equal length."""
 
@@ -90,6 +102,7 @@ class StepRecord(Struct):
     finishes: list[Finish]
     failures: list[Failure]
     scored: list[Scored]
+    embeddings: list[Embedding]
 
 
 def pack_record(
@@ -100,6 +113,7 @@ def pack_record(
     finishes: Iterable[Finish] = (),
     failures: Iterable[Failure] = (),
     scored: Iterable[Scored] = (),
+    embeddings: Iterable[Embedding] = (),
 ) -> bytes:
     """The general packer, for any mix of sections. `streams` and `tokens` have equal length."""
     words = array("I", bytes(HEADER_BYTES))
@@ -108,7 +122,7 @@ def pack_record(
     words.extend(tokens)
     if len(words) - HEADER_WORDS != 2 * num_tokens:
         raise ValueError(f"streams={num_tokens} tokens={len(words) - HEADER_WORDS - num_tokens} must be equal")
-    num_bulks = num_finishes = num_failures = num_scored = 0
+    num_bulks = num_finishes = num_failures = num_scored = num_embeddings = 0
     for stream, ids in bulks:
         body = array("I", ids)
         words.extend((stream, len(body)))
@@ -134,7 +148,12 @@ def pack_record(
         words.extend(entry.ids)
         words.frombytes(array("f", entry.logprobs).tobytes())
         num_scored += 1
-    words[:HEADER_WORDS] = array("I", (num_tokens, num_finishes, num_bulks, num_failures, num_scored))
+    for embedding in embeddings:
+        words.extend((embedding.stream, embedding.offset, len(embedding.values)))
+        words.frombytes(embedding.values.tobytes())
+        num_embeddings += 1
+    counts = num_tokens, num_finishes, num_bulks, num_failures, num_scored, num_embeddings
+    words[:HEADER_WORDS] = array("I", counts)
     return words.tobytes()
 
 
@@ -145,10 +164,10 @@ def unpack_record(payload: bytes | memoryview) -> StepRecord:
     """
     view = memoryview(payload).cast("B")
     words = view.cast("I").tolist()
-    num_tokens, num_finishes, num_bulks, num_failures, num_scored = words[:HEADER_WORDS]
+    num_tokens, num_finishes, num_bulks, num_failures, num_scored, num_embeddings = words[:HEADER_WORDS]
     streams_end = HEADER_WORDS + num_tokens
     at = streams_end + num_tokens
-    record = StepRecord(words[HEADER_WORDS:streams_end], words[streams_end:at], [], [], [], [])
+    record = StepRecord(words[HEADER_WORDS:streams_end], words[streams_end:at], [], [], [], [], [])
     for _ in range(num_bulks):
         stream, count = words[at : at + 2]
         record.bulks.append((stream, words[at + 2 : at + 2 + count]))
@@ -171,6 +190,11 @@ def unpack_record(payload: bytes | memoryview) -> StepRecord:
             stream, token, bool(is_stop), rank, floats[ids_at - 1], words[ids_at:logprobs_at], logprobs
         )  # fmt: skip
         record.scored.append(entry)
+    for _ in range(num_embeddings):
+        stream, offset, count = words[at : at + EMBEDDING_WORDS]
+        at += EMBEDDING_WORDS
+        record.embeddings.append(Embedding(stream, offset, array("f", view[4 * at : 4 * (at + count)].tobytes())))
+        at += count
     if at != len(words):
         raise ValueError(f"record of {len(words)} words, its sections make {at}")
     return record

@@ -30,7 +30,7 @@ class Completions:
         request_id = request_id_of(request, scope)
         generation = generation_request(
             request,
-            await self._encoded(request),
+            await encoded_prompts(request, services, self._prompts),
             services.model,
             services.settings.server,
             request_id=request_id,
@@ -43,16 +43,17 @@ class Completions:
             response_id=response_id, model=model, events=events, body=completion_body,
         )  # fmt: skip
 
-    async def _encoded(self, request: CompletionRequest) -> tuple[Prompt, ...]:
-        services = self._services
-        prompts = prompts_of(request, services.settings.server, services.model.vocab_size)
-        if isinstance(prompts[0], Prompt):
-            return tuple(prompts)
-        started_s = time.monotonic()
-        encoded = await self._prompts.encode(
-            prompts,
-            add_special_tokens=request.add_special_tokens is not False,
-            bounded_field=None if is_truncated(request) else "prompt",
-        )
-        services.metrics.tokenize.observe(time.monotonic() - started_s)
-        return tuple(map(Prompt, encoded))
+
+async def encoded_prompts(request: CompletionRequest, services: Services, encoder: PromptEncoder) -> tuple[Prompt, ...]:
+    """Raises InvalidRequest, ContextTooLong."""
+    prompts = prompts_of(request, services.settings.server, services.model.vocab_size)
+    if isinstance(prompts[0], Prompt):
+        return tuple(prompts)
+    started_s = time.monotonic()
+    encoded = await encoder.encode(
+        prompts,
+        add_special_tokens=request.add_special_tokens is not False,
+        bounded_field=None if is_truncated(request) else "prompt",
+    )
+    services.metrics.tokenize.observe(time.monotonic() - started_s)
+    return tuple(map(Prompt, encoded))

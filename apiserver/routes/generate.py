@@ -63,10 +63,11 @@ async def answer(
     *,
     response_id: str,
     model: str,
-    events: Events,
     body: Body,
+    events: Events | None = None,
 ) -> None:
-    """Generate and answer, as a stream of events or as one body. Raises ApiError while a status can be sent."""
+    """Generate and answer, as a stream of events or as one body. Raises ApiError while a status can be sent. Without
+    `events` the request asks neither for a stream nor for logprobs."""
     state = scope["state"]
     log: dict[str, Any] = state["log"]
     state["generation"] = request
@@ -75,6 +76,7 @@ async def answer(
     texts = [_text_stream(request, services) for _ in range(request.num_choices)]
     client, metrics = services.client, services.metrics
     if request.is_stream:
+        assert events is not None
         choice_of = parsed_choice_of(events) if request.output_format is not None else StreamedChoice
         response = StreamedResponse(
             request, events, texts, client, metrics, services.settings.server.stream_buffer_bytes, choice_of
@@ -90,6 +92,7 @@ async def answer(
         log["is_disconnected"] = True
         raise ClientLeft
     if request.has_logprobs:
+        assert events is not None
         for choice in choices:
             choice.logprobs = events.logprobs(choice.kept_scores)
     usage = generation.usage_of(request, choices)

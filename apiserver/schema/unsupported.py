@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from apiserver.errors import InvalidRequest
+from apiserver.schema.embeddings import EmbeddingRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest
 from apiserver.schema.requests import ChatRequest, CompletionRequest, Message, SamplingFields, TokenizeRequest
 from apiserver.schema.response_requests import Reasoning, ResponseRequest, TextConfig
@@ -114,6 +115,16 @@ REASONING: Mapping[str, tuple[Any, ...]] = {
     "context": (None, "auto"),
     "mode": (None, "standard"),
 }
+EMBEDDING: Mapping[str, tuple[Any, ...]] = {
+    "messages": ANY_NULL,
+    "normalize": ANY_NULL,  # vLLM took it away: use_activation
+    "padding": (None, "do_not_pad"),
+    "embed_dtype": (None, "float32"),
+    "endianness": (None, "native", "little"),
+    "chat_template": ANY_NULL,
+    "chat_template_kwargs": EMPTY,
+    "mm_processor_kwargs": EMPTY,
+}
 TEXT: Mapping[str, tuple[Any, ...]] = {"verbosity": (None, "medium")}
 MESSAGE: Mapping[str, tuple[Any, ...]] = {"refusal": EMPTY, "audio": EMPTY, "function_call": ANY_NULL}
 
@@ -126,6 +137,7 @@ TABLES: Mapping[type[Struct], Mapping[str, tuple[Any, ...]]] = {
     ResponseRequest: RESPONSE,
     Reasoning: REASONING,
     TextConfig: TEXT,
+    EmbeddingRequest: EMBEDDING,
     Message: MESSAGE,
 }
 
@@ -151,6 +163,7 @@ Part = (
     | ResponseRequest
     | Reasoning
     | TextConfig
+    | EmbeddingRequest
 )
 
 

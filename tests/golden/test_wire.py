@@ -29,7 +29,7 @@ from ipc.messages import (
     number_of,
     slot_of,
 )
-from ipc.record import Failure, FailureCode, Finish, FinishCode, Scored, pack_record, unpack_record
+from ipc.record import Embedding, Failure, FailureCode, Finish, FinishCode, Scored, pack_record, unpack_record
 
 STREAM = make_stream_id(slot=2, generation=3, number=0x0A0B0C0D)
 
@@ -51,7 +51,7 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
         [
             1, STREAM, "req-1",
             [7, 0, 0.5, 1.0, 0, 0.0, 0.0, 0.0, 1.0, 42, [2], False, [[5, -1.5]], -1, [], None],
-            b"\x01" * 16, False, -1, 12.5, 9,
+            b"\x01" * 16, False, -1, 12.5, 9, 0,
         ],
     ),
     (Abort(stream_id=STREAM), [2, STREAM, False]),
@@ -69,7 +69,8 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
         ),
         [
             9, STREAM + 1,
-            [1, STREAM, "r", [7, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, None, [], False, [], -1, [], None], b"", True, 0, None, 0],
+            [1, STREAM, "r", [7, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, None, [], False, [], -1, [], None],
+             b"", True, 0, None, 0, 0],
             3,
         ],
     ),
@@ -105,7 +106,7 @@ def test_envelope_bytes() -> None:
     packed = envelope.pack()
 
     assert packed.hex() == (
-        "0104ffff" "ffffffff" "64000000" "07000000" "0d0c0b0a03000200" "8877665544332211" "0000000000002940" "09000000"
+        "0105ffff" "ffffffff" "64000000" "07000000" "0d0c0b0a03000200" "8877665544332211" "0000000000002940" "09000000"
     )  # fmt: skip
     assert Envelope.unpack(packed) == envelope
 
@@ -138,19 +139,30 @@ def test_record_words() -> None:
 
     scored = Scored(5, 77, True, 2, -0.5, [78, 77], [-0.25, -0.5])
 
+    embedding = Embedding(4, 16, array("f", [0.5, -0.5]))
+
     packed = pack_record(
-        [9, 8], [100, 200], bulks=[(7, [1, 2, 3])], finishes=[finish], failures=[failure], scored=[scored]
+        [9, 8],
+        [100, 200],
+        bulks=[(7, [1, 2, 3])],
+        finishes=[finish],
+        failures=[failure],
+        scored=[scored],
+        embeddings=[embedding],
     )
 
     words = array("I", packed).tolist()
-    assert words[:9] == [2, 1, 1, 1, 1, 9, 8, 100, 200]
-    assert words[9:14] == [7, 3, 1, 2, 3]
-    assert words[14:24] == [9, 1, 5, 4, 3, 2, 1, 10, 20, 2**32 - 1]
-    assert words[24:27] == [6, 1, 5]
-    assert packed[4 * 27 : 4 * 29] == "héé".encode() + b"\0\0\0"
-    assert words[29:] == [5, 77, 1, 2, 2, 0xBF000000, 78, 77, 0xBE800000, 0xBF000000]
+    assert words[:10] == [2, 1, 1, 1, 1, 1, 9, 8, 100, 200]
+    assert words[10:15] == [7, 3, 1, 2, 3]
+    assert words[15:25] == [9, 1, 5, 4, 3, 2, 1, 10, 20, 2**32 - 1]
+    assert words[25:28] == [6, 1, 5]
+    assert packed[4 * 28 : 4 * 30] == "héé".encode() + b"\0\0\0"
+    assert words[30:40] == [5, 77, 1, 2, 2, 0xBF000000, 78, 77, 0xBE800000, 0xBF000000]
+    assert words[40:] == [4, 16, 2, 0x3F000000, 0xBF000000]
     assert unpack_record(packed).failures == [failure]
     assert unpack_record(packed).scored == [scored]
+    [unpacked] = unpack_record(packed).embeddings
+    assert (unpacked.stream, unpacked.offset, unpacked.values) == (4, 16, embedding.values)
 
 
 def test_record_that_does_not_add_up_is_refused() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from config.model_folder import read_model_folder
 from config.settings import EngineSettings, ModelSettings, Settings
@@ -13,7 +14,7 @@ from engine_core.plan import Launched, StepPlan
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES, chain
-from ipc.messages import SamplingParams
+from ipc.messages import Pooling, SamplingParams
 from ipc.record import Failure, Scored
 
 
@@ -39,11 +40,16 @@ class InProcessEngine:
         self.runner = build_runner(settings, model, self.state, lambda permille: None, lambda: None)
         self.scheduler = Scheduler(self.state, self.runner.num_blocks, engine.max_num_batched_tokens)
         self.scored: list[Scored] = []  # in the order of computing, of requests that stream
+        self.embeddings: dict[int, NDArray[np.float32]] = {}  # by the prompt's place, of the last `generate`
         self._num_requests = 0
 
-    def generate(self, prompts: Seq[Seq[int]], params: Seq[SamplingParams]) -> list[list[int]]:
+    def generate(
+        self, prompts: Seq[Seq[int]], params: Seq[SamplingParams], poolings: Seq[Pooling] | None = None
+    ) -> list[list[int]]:
         """Everything at once, as one crowd; output ids per prompt, stop ids excluded. Fails on any Failure."""
-        numbers = [self._add(prompt, sampling) for prompt, sampling in zip(prompts, params, strict=True)]
+        poolings = poolings or [Pooling.NONE] * len(prompts)
+        numbers = [self._add(*request) for request in zip(prompts, params, poolings, strict=True)]
+        self.embeddings = {}
         outputs: dict[int, list[int]] = {number: [] for number in numbers}
         flight: tuple[StepPlan, Launched] | None = None
         while self.scheduler.has_work or flight:
@@ -61,6 +67,8 @@ class InProcessEngine:
                 assert not isinstance(ending.record, Failure), ending.record
                 if ending.output_ids is not None:
                     outputs[ending.record.stream] += ending.output_ids.tolist()
+                if ending.embedding is not None:
+                    self.embeddings[numbers.index(ending.record.stream)] = ending.embedding
             self.scheduler.take_progress()
         self.scheduler.check_integrity()
         return [outputs[number] for number in numbers]
@@ -69,7 +77,7 @@ class InProcessEngine:
         tokens = self.scheduler.commit(plan, launched.result())
         self.scored += [entry for _, entry in tokens.scored]
 
-    def _add(self, prompt: Seq[int], sampling: SamplingParams) -> int:
+    def _add(self, prompt: Seq[int], sampling: SamplingParams, pooling: Pooling = Pooling.NONE) -> int:
         self._num_requests += 1
         token_ids = np.array(prompt, np.int32)
         links = chain(token_ids.astype("<u4").tobytes(), self.settings.block_size)
@@ -84,8 +92,11 @@ class InProcessEngine:
                 arrival=self._num_requests,
                 arrival_ns=0,
                 block_links=[links[at : at + HASH_BYTES] for at in range(0, len(links), HASH_BYTES)],
-                is_cacheable=self.settings.enable_prefix_caching and bool(links),  # as the intake does
+                is_cacheable=self.settings.enable_prefix_caching  # as the intake does
+                and bool(links)
+                and pooling != Pooling.MEAN,
                 is_streaming=False,
+                pooling=pooling,
             )
         )
         return self._num_requests

@@ -30,7 +30,7 @@ from ipc.exposition import Exposition
 from ipc.fleet_page import FleetPage, State
 from ipc.messages import Abort, EngineLost, Envelope, ForWorker, Generate, Rejected, Resume, number_of
 from ipc.metrics_page import create_metrics_segment
-from ipc.record import NO_STOP_TOKEN, Failure, Finish, FinishCode, pack_record
+from ipc.record import NO_STOP_TOKEN, Embedding, Failure, Finish, FinishCode, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
 from ipc.shelf import Shelf, format_shelf, shelf_segment_bytes
 
@@ -133,12 +133,21 @@ class ScriptedEngine:
         made = tokens[: message.sampling.max_tokens]
         is_cut = len(made) < len(tokens)
         finish = self._finish(number, len(prompt), len(made), FinishCode.LENGTH if is_cut else FinishCode.STOP)
+        if message.pooling:
+            vector = array("f", self.embedding_of(message, prompt))
+            self._publish(embeddings=[Embedding(number, 0, vector[:2])])
+            self._publish(embeddings=[Embedding(number, 2, vector[2:])], finishes=[finish])
+            return
         if not message.is_streaming:
             self._publish(bulks=[(number, made)], finishes=[finish])
             return
         for token in made:
             self._publish(streams=[number], tokens=[token])
         self._publish(finishes=[finish])
+
+    def embedding_of(self, message: Generate, prompt: list[int]) -> list[float]:
+        """Three numbers that tell what was asked for."""
+        return [float(len(prompt)), float(prompt[0]), -float(message.pooling)]
 
     def finish(self, stream_id: int, num_output_tokens: int, code: FinishCode) -> None:
         self._publish(finishes=[self._finish(number_of(stream_id), 0, num_output_tokens, code)])

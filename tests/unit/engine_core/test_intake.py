@@ -10,7 +10,16 @@ from engine_core.intake import Intake
 from engine_core.plan import StepResult
 from engine_core.scheduler import Scheduler
 from ipc.block_hash import chain
-from ipc.messages import Abort, AbortWorker, Generate, Resume, SamplingParams, ThinkingBudget, make_stream_id
+from ipc.messages import (
+    Abort,
+    AbortWorker,
+    Generate,
+    Pooling,
+    Resume,
+    SamplingParams,
+    ThinkingBudget,
+    make_stream_id,
+)
 from ipc.record import Failure, FailureCode, Finish, FinishCode
 from ipc.sockets import Inbound
 
@@ -84,6 +93,8 @@ def test_output_is_bounded_by_the_context_and_by_the_pool(num_blocks: int, limit
         (ids(1), {"sampling": SamplingParams(max_tokens=1, thinking_budget=budget(end_ids=()))}, "markers"),
         (ids(1), {"sampling": SamplingParams(max_tokens=1, thinking_budget=budget(end_ids=(100,)))}, "markers"),
         (ids(1), {"sampling": SamplingParams(max_tokens=1, num_logprobs=0), "is_streaming": False}, "logprobs"),
+        (ids(1), {"sampling": SamplingParams(max_tokens=2), "pooling": 1}, "one pass"),
+        (ids(1), {"sampling": SamplingParams(max_tokens=1), "pooling": 9}, "pooling 9"),
         (ids(1, 2, 3), {"block_hashes": bytes(16)}, "1 block hashes for 3 tokens in blocks of 4"),
     ],
 )
@@ -97,6 +108,17 @@ def test_what_would_break_a_step_fails_alone(prompt: bytes, fields: dict[str, An
     assert words in failure.message
     assert rig.scheduler.take_progress() == ([], [STREAM])
     assert not rig.scheduler.has_work
+
+
+@pytest.mark.parametrize(("pooling", "is_cacheable"), [(Pooling.LAST, True), (Pooling.MEAN, False)])
+def test_an_embedding_is_cached_unless_it_needs_every_token(pooling: Pooling, is_cacheable: bool) -> None:
+    rig = Rig()
+
+    rig.generate(ids(1, 2, 3, 4), sampling=SamplingParams(max_tokens=1), block_hashes=b"\x01" * 16, pooling=pooling)
+    rig.scheduler.schedule()
+
+    [sequence] = [sequence for sequence in rig.scheduler.state.sequences if sequence is not None]
+    assert (sequence.pooling, sequence.is_cacheable) == (pooling, is_cacheable)
 
 
 def test_a_prompt_beyond_the_pool_is_too_long() -> None:

@@ -1,5 +1,6 @@
 """Outbox: what a worker reads is what the step gave, on real rings."""
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,6 +29,14 @@ class Rig:
         self.bells = [CountingBell() for _ in self.views]
         self.outbox = Outbox([RingWriter(view) for view in self.views], self.bells, max_overflow_bytes)
 
+    def read_all(self, slot: int = 0) -> list[StepRecord]:
+        """Also what waits for room in the ring."""
+        records = self.read(slot)
+        while self.outbox.has_overflow:
+            self.outbox.publish(NO_TOKENS, [])
+            records += self.read(slot)
+        return records
+
     def read(self, slot: int = 0) -> list[StepRecord]:
         records = [unpack_record(payload) for payload in self.readers[slot].poll()]
         self.readers[slot].release()
@@ -46,6 +55,24 @@ def finish(number: int) -> Finish:
 
 def bulk(number: int, num_tokens: int) -> Ending:
     return Ending(0, finish(number), np.arange(num_tokens, dtype=np.int32))
+
+
+@pytest.mark.parametrize("size", [1, 64, 5000])
+def test_an_embedding_arrives_whole_before_its_finish_however_many_records_it_takes(size: int) -> None:
+    rig = Rig()
+    vector = np.linspace(0, 1, size, dtype=np.float32)
+    other = bulk(8, 3)
+
+    rig.outbox.publish(NO_TOKENS, [Ending(0, finish(3), embedding=vector), other])
+
+    found = array("f")
+    for record in rig.read_all():
+        for piece in record.embeddings:
+            assert (piece.stream, piece.offset) == (3, len(found))
+            found.extend(piece.values)
+        if any(end.stream == 3 for end in record.finishes):
+            assert len(found) == size
+    assert found.tolist() == vector.tolist()
 
 
 def bulks_joined(records: Sequence[StepRecord]) -> dict[int, list[int]]:
@@ -77,7 +104,7 @@ def test_tokens_and_ends_of_one_step_share_a_record() -> None:
     rig.outbox.publish(tokens_of((0, 1, 10)), [Ending(0, finish(1)), bulk(2, 3), Ending(0, failure)])
 
     (record,) = rig.read()
-    assert record == StepRecord([1], [10], [(2, [0, 1, 2])], [finish(1), finish(2)], [failure], [])
+    assert record == StepRecord([1], [10], [(2, [0, 1, 2])], [finish(1), finish(2)], [failure], [], [])
     assert rig.bells[0].num_rings == 1
 
 
