@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 
 from apiserver.tools.forms import FORMS, form_or_none
 from config.settings import ServerSettings
@@ -207,6 +208,25 @@ def test_tokenize_counts_the_tools_too(tmp_path: Path) -> None:
     body = {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS}
 
     assert rig.text_of(rig.post("/tokenize", body).json()["tokens"]) == "get_weatherclock"
+
+
+def test_the_real_client_gathers_the_calls_of_a_stream(folder: Path) -> None:
+    rig = rig_of(folder, RECORDED[0][1])
+
+    async def use(http: Any) -> Any:
+        client: Any = AsyncOpenAI(base_url="http://worker/v1", api_key="x", http_client=http, max_retries=0)
+        messages = [{"role": "user", "content": "hi"}]
+        async with client.chat.completions.stream(model="tiny", messages=messages, tools=TOOLS) as stream:
+            arguments = [event.arguments_delta async for event in stream if event.type.endswith("arguments.delta")]
+            return arguments, await stream.get_final_completion()
+
+    arguments, answer = rig.with_client(use)
+
+    choice = answer.choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.content == RECORDED[0][2]
+    calls = [(call.function.name, json.loads(call.function.arguments)) for call in choice.message.tool_calls]
+    assert calls == RECORDED[0][3]
+    assert "".join(arguments) == "".join(call.function.arguments for call in choice.message.tool_calls)
 
 
 @pytest.mark.parametrize(
