@@ -14,7 +14,7 @@ from apiserver.services import Services
 from apiserver.tools.call_parser import CallParser
 from apiserver.tools.forms import form_or_none
 from apiserver.tools.tool_use import ToolUse, tool_use_or_none
-from ipc.messages import ThinkingBudget
+from ipc.messages import Thinking
 
 MAX_THINKING_TOKENS = 2**31 - 1
 
@@ -38,16 +38,16 @@ class OutputFormats:
         use = tool_use_or_none(request)
         style = self._reasoning
         phase = Phase.ANSWERING if style is None else _phase(style, request, prompt)
-        budget = self._budget_or_none(request, style, phase)
+        thinking = self._thinking_or_none(request, style, phase)
         if use is not None:
-            return self._format_with_calls(request, use, style, phase, budget)
+            return self._format_with_calls(request, use, style, phase, thinking)
         if style is None or phase is Phase.ANSWERING:
             return None
         return OutputFormat(
             lambda: ReasoningSplitter(style, phase),
             shown_ids=self._special_ids((style.start, style.end)),
             shows_reasoning=request.include_reasoning is not False,
-            thinking_budget=budget,
+            thinking=thinking,
         )
 
     def _format_with_calls(
@@ -56,7 +56,7 @@ class OutputFormats:
         use: ToolUse,
         style: ReasoningStyle | None,
         phase: Phase,
-        budget: ThinkingBudget | None,
+        thinking: Thinking | None,
     ) -> OutputFormat:
         make = self._call_parser(use)
         first = make()
@@ -70,7 +70,7 @@ class OutputFormats:
             lambda: AnswerParser(splitter and splitter(), make(), max_calls=max_calls),
             shown_ids=self._special_ids(tokens),
             shows_reasoning=request.include_reasoning is not False,
-            thinking_budget=budget,
+            thinking=thinking,
         )
 
     def _call_parser(self, use: ToolUse) -> Callable[[], CallParser]:
@@ -83,9 +83,7 @@ class OutputFormats:
             )
         return partial(self._calls, use.schemas)
 
-    def _budget_or_none(
-        self, request: ChatRequest, style: ReasoningStyle | None, phase: Phase
-    ) -> ThinkingBudget | None:
+    def _thinking_or_none(self, request: ChatRequest, style: ReasoningStyle | None, phase: Phase) -> Thinking | None:
         """As in vLLM -1 is none, and a model whose reasoning nobody knows cannot have one."""
         max_tokens = request.thinking_token_budget
         if max_tokens is None or max_tokens == -1:
@@ -102,7 +100,7 @@ class OutputFormats:
             )
         if phase is Phase.ANSWERING:
             return None
-        return ThinkingBudget(
+        return Thinking(
             max_tokens=max_tokens,
             start_ids=self._ids_of(style.start),
             end_ids=self._ids_of(style.end),

@@ -11,7 +11,7 @@ from apiserver.detokenizer import Decoder
 from apiserver.output_parts import CallArguments, CallStart, Content, OutputParser, Part, Reasoning
 from apiserver.text_stream import TextStream
 from apiserver.token_table import TokenTable
-from ipc.messages import ThinkingBudget
+from ipc.messages import Thinking
 
 
 class OutputFormat(Struct, frozen=True):
@@ -20,7 +20,7 @@ class OutputFormat(Struct, frozen=True):
     parser: Callable[[], OutputParser]  # a new one for each choice
     shown_ids: frozenset[int] = frozenset()  # special tokens that are markers: the parser must see them
     shows_reasoning: bool = True  # else it is parsed, counted and dropped
-    thinking_budget: ThinkingBudget | None = None  # what the engine is to know of it
+    thinking: Thinking | None = None  # what the engine is to know of it
 
 
 class ParsedText(TextStream):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engine_core.plan import Int32Array, Rows
 from engine_core.sequence import NO_ROW, Sequence, SequenceState
-from ipc.messages import NO_LOGPROBS, SamplingParams, ThinkingBudget
+from ipc.messages import NO_LIMIT, NO_LOGPROBS, SamplingParams, Thinking
 
 NO_STOP_ID = -1  # pads stop_ids: equal to no token id
 NEVER = np.iinfo(np.int32).max
@@ -65,8 +65,8 @@ class BatchState:
         self.logit_bias: list[tuple[tuple[int, float], ...]] = [()] * rows
         self.allowed_token_ids: list[tuple[int, ...]] = [()] * rows
         self.is_restricted = np.zeros(rows, np.bool_)  # to the allowed token ids
-        self.thinking_budget: list[ThinkingBudget | None] = [None] * rows
-        self.has_thinking_budget = np.zeros(rows, np.bool_)
+        self.thinking: list[Thinking | None] = [None] * rows
+        self.has_thinking_limit = np.zeros(rows, np.bool_)
         self.num_logprobs = np.full(rows, NO_LOGPROBS, np.int32)
         self.pooling = np.zeros(rows, np.int8)  # ipc.messages.Pooling
         self.num_pooled = 0  # running rows that pool
@@ -169,8 +169,9 @@ class BatchState:
         self.logit_bias[row] = sampling.logit_bias
         self.allowed_token_ids[row] = sampling.allowed_token_ids
         self.is_restricted[row] = bool(sampling.allowed_token_ids)
-        self.thinking_budget[row] = sampling.thinking_budget
-        self.has_thinking_budget[row] = sampling.thinking_budget is not None
+        thinking = sampling.thinking
+        self.thinking[row] = thinking
+        self.has_thinking_limit[row] = thinking is not None and thinking.max_tokens != NO_LIMIT
         self.num_logprobs[row] = sampling.num_logprobs
         stop_ids = sampling.stop_token_ids if sampling.ignore_eos else (*self.eos_token_ids, *sampling.stop_token_ids)
         self._widen_stop_ids(len(stop_ids))

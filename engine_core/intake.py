@@ -137,10 +137,10 @@ class Intake:
         for token_id, _ in message.sampling.logit_bias:
             if not 0 <= token_id < self._vocab_size:
                 return f"logit_bias token id {token_id} is outside the vocabulary of {self._vocab_size}"
-        if (budget := message.sampling.thinking_budget) is not None:
-            markers = (*budget.start_ids, *budget.end_ids)
-            if not (budget.start_ids and budget.end_ids and 0 <= min(markers) <= max(markers) < self._vocab_size):
-                return f"the markers of a thinking budget are no tokens of the vocabulary of {self._vocab_size}"
+        if (thinking := message.sampling.thinking) is not None:
+            markers = (*thinking.start_ids, *thinking.end_ids)
+            if not (thinking.start_ids and thinking.end_ids and 0 <= min(markers) <= max(markers) < self._vocab_size):
+                return f"the markers of thinking are no tokens of the vocabulary of {self._vocab_size}"
         num_links = len(message.block_hashes) / HASH_BYTES
         if message.block_hashes and num_links != len(prompt) // 4 // self._block_size:
             return f"{num_links:g} block hashes for {len(prompt) // 4} tokens in blocks of {self._block_size}"

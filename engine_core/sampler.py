@@ -105,13 +105,13 @@ class Sampler:
                 logits[index, ids] -= torch.from_numpy(penalties.astype(np.float32)).to(logits.device)
 
     def _end_thinking(self, logits: Tensor, rows: Rows) -> None:
-        """Where the budget is spent nothing but the next token of the end marker is left."""
+        """Where it has taken long enough, nothing but the next token of the end marker is left."""
         state = self._state
-        for index in np.flatnonzero(state.has_thinking_budget[rows]):
+        for index in np.flatnonzero(state.has_thinking_limit[rows]):
             row = rows[index]
-            budget = state.thinking_budget[row]
-            assert budget is not None
-            token = forced_token_or_none(state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]], budget)
+            thinking = state.thinking[row]
+            assert thinking is not None
+            token = forced_token_or_none(state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]], thinking)
             if token is not None:
                 logits[index].fill_(-torch.inf)[token] = 0.0
 

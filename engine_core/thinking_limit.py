@@ -6,29 +6,29 @@ Looks at nothing but the tokens that were generated, so that preemption and the 
 import numpy as np
 from numpy.typing import NDArray
 
-from ipc.messages import ThinkingBudget
+from ipc.messages import Thinking
 
 Output = NDArray[np.int32]
 
 
-def forced_token_or_none(output: Output, budget: ThinkingBudget) -> int | None:
+def forced_token_or_none(output: Output, thinking: Thinking) -> int | None:
     """The token that must come next; None while the model may choose."""
-    start = _start_or_none(output, budget)
-    if start is None or len(output) - start < budget.max_tokens:
+    start = _start_or_none(output, thinking)
+    if start is None or len(output) - start < thinking.max_tokens:
         return None
-    if _place(output[start:], budget.end_ids) >= 0:
+    if _place(output[start:], thinking.end_ids) >= 0:
         return None
-    num_forced = len(output) - start - budget.max_tokens
-    return budget.end_ids[num_forced] if num_forced < len(budget.end_ids) else None
+    num_forced = len(output) - start - thinking.max_tokens
+    return thinking.end_ids[num_forced] if num_forced < len(thinking.end_ids) else None
 
 
-def _start_or_none(output: Output, budget: ThinkingBudget) -> int | None:
+def _start_or_none(output: Output, thinking: Thinking) -> int | None:
     """Where the reasoning begins; None where it has not."""
-    width = len(budget.start_ids)
-    if not budget.waits_for_start:
-        begins_with_marker = width > 0 and output[:width].tolist() == list(budget.start_ids)
+    width = len(thinking.start_ids)
+    if not thinking.waits_for_start:
+        begins_with_marker = width > 0 and output[:width].tolist() == list(thinking.start_ids)
         return width if begins_with_marker else 0
-    at = _place(output, budget.start_ids)
+    at = _place(output, thinking.start_ids)
     return None if at < 0 else at + width
 
 

@@ -42,10 +42,13 @@ def number_of(stream_id: int) -> int:
 NO_LOGPROBS = -1
 
 
-class ThinkingBudget(Struct, frozen=True, array_like=True, kw_only=True):
-    """How long one sequence may reason; then the end marker is drawn, whatever the model would draw."""
+NO_LIMIT = -1
 
-    max_tokens: int  # between the markers
+
+class Thinking(Struct, frozen=True, array_like=True, kw_only=True):
+    """Where one sequence reasons, and for how long: then the end marker is drawn, whatever the model would draw."""
+
+    max_tokens: int = NO_LIMIT  # between the markers
     end_ids: tuple[int, ...]  # at least one
     start_ids: tuple[int, ...]  # at least one
     waits_for_start: bool  # reasoning begins behind the start marker; else with the output, which may begin with it
@@ -73,7 +76,7 @@ class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
     logit_bias: tuple[tuple[int, float], ...] = ()
     num_logprobs: int = NO_LOGPROBS  # alternatives beside each token's own logprob
     allowed_token_ids: tuple[int, ...] = ()  # nothing else is drawn; (): everything may be
-    thinking_budget: ThinkingBudget | None = None
+    thinking: Thinking | None = None  # None: nothing depends on it
 
 
 class Pooling(IntEnum):

@@ -14,7 +14,7 @@ from apiserver.parsed_text import OutputFormat
 from apiserver.schema.requests import ChatRequest, CompletionRequest, SamplingFields
 from config.model_folder import ModelFolder
 from config.settings import ServerSettings
-from ipc.messages import NO_LOGPROBS, SamplingParams, ThinkingBudget
+from ipc.messages import NO_LOGPROBS, SamplingParams, Thinking
 
 MAX_TEMPERATURE = 2.0
 MAX_REPETITION_PENALTY = 100.0
@@ -51,9 +51,7 @@ def generation_request(
         request_id=request_id,
         prompts=prompts,
         n=n,
-        sampling=_sampling(
-            request, model, min(max_tokens), None if output_format is None else output_format.thinking_budget
-        ),
+        sampling=_sampling(request, model, min(max_tokens), None if output_format is None else output_format.thinking),
         max_tokens=max_tokens,
         stop=_stop(request, limits),
         include_stop=bool(request.include_stop_str_in_output),
@@ -148,7 +146,7 @@ def _check_num_choices(num_prompts: int, n: int, limits: ServerSettings) -> None
 
 
 def _sampling(
-    request: SamplingFields, model: ModelFolder, max_tokens: int, thinking_budget: ThinkingBudget | None
+    request: SamplingFields, model: ModelFolder, max_tokens: int, thinking: Thinking | None
 ) -> SamplingParams:
     """`max_tokens` is that of the prompt with the least; each prompt gets its own from GenerationRequest."""
     defaults = model.sampling_defaults
@@ -173,7 +171,7 @@ def _sampling(
         logit_bias=_logit_bias(request.logit_bias or {}, model.vocab_size),
         num_logprobs=_num_logprobs(request),
         allowed_token_ids=_allowed_token_ids(request, model.vocab_size),
-        thinking_budget=thinking_budget,
+        thinking=thinking,
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from apiserver.reasoning.style import Phase, ReasoningStyle, style_or_none
 from config.settings import ServerSettings
-from ipc.messages import ThinkingBudget
+from ipc.messages import Thinking
 from tests.unit.apiserver.worker_rig import CHATML, WorkerRig, error_of, events_of, make_model_folder
 
 THINKING = "First 2, then 2: 4 日本."
@@ -165,10 +165,10 @@ def test_the_engine_is_told_how_long_the_model_may_think(hybrid: Path, opening: 
 
     for rig in rigs:
         assert rig.chat(thinking_token_budget=7).status_code == 200
-    budgets = [rig.engine.requests[0].sampling.thinking_budget for rig in rigs]
+    budgets = [rig.engine.requests[0].sampling.thinking for rig in rigs]
 
     markers = {"start_ids": tuple(rigs[0].ids_of("<think>")), "end_ids": tuple(rigs[0].ids_of("</think>"))}
-    assert budgets == [ThinkingBudget(max_tokens=7, waits_for_start=waits, **markers) for waits in (True, False, False)]
+    assert budgets == [Thinking(max_tokens=7, waits_for_start=waits, **markers) for waits in (True, False, False)]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_without_reasoning_or_limit_the_engine_is_told_nothing(hybrid: Path, fie
 
     rig.chat(**fields)
 
-    assert rig.engine.requests[0].sampling.thinking_budget is None
+    assert rig.engine.requests[0].sampling.thinking is None
 
 
 @pytest.mark.parametrize(("parser", "budget"), [("none", 7), ("qwen3", -2), ("qwen3", 2**31)])

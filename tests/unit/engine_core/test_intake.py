@@ -17,7 +17,7 @@ from ipc.messages import (
     Pooling,
     Resume,
     SamplingParams,
-    ThinkingBudget,
+    Thinking,
     make_stream_id,
 )
 from ipc.record import Failure, FailureCode, Finish, FinishCode
@@ -48,8 +48,8 @@ class Rig:
         return [e.record for e in self.scheduler.take_endings() if isinstance(e.record, Failure)]
 
 
-def budget(*, end_ids: tuple[int, ...]) -> ThinkingBudget:
-    return ThinkingBudget(max_tokens=1, end_ids=end_ids, start_ids=(1,), waits_for_start=False)
+def thinking(*, end_ids: tuple[int, ...]) -> Thinking:
+    return Thinking(max_tokens=1, end_ids=end_ids, start_ids=(1,), waits_for_start=False)
 
 
 def ids(*tokens: int) -> bytes:
@@ -90,8 +90,8 @@ def test_output_is_bounded_by_the_context_and_by_the_pool(num_blocks: int, limit
         (ids(1), {"sampling": SamplingParams(max_tokens=0)}, "max_tokens is 0"),
         (ids(1), {"sampling": SamplingParams(max_tokens=1, logit_bias=((100, 1.0),))}, "logit_bias token id 100"),
         (ids(1), {"sampling": SamplingParams(max_tokens=1, allowed_token_ids=(3, 100))}, "allowed token id"),
-        (ids(1), {"sampling": SamplingParams(max_tokens=1, thinking_budget=budget(end_ids=()))}, "markers"),
-        (ids(1), {"sampling": SamplingParams(max_tokens=1, thinking_budget=budget(end_ids=(100,)))}, "markers"),
+        (ids(1), {"sampling": SamplingParams(max_tokens=1, thinking=thinking(end_ids=()))}, "markers"),
+        (ids(1), {"sampling": SamplingParams(max_tokens=1, thinking=thinking(end_ids=(100,)))}, "markers"),
         (ids(1), {"sampling": SamplingParams(max_tokens=1, num_logprobs=0), "is_streaming": False}, "logprobs"),
         (ids(1), {"sampling": SamplingParams(max_tokens=2), "pooling": 1}, "one pass"),
         (ids(1), {"sampling": SamplingParams(max_tokens=1), "pooling": 9}, "pooling 9"),

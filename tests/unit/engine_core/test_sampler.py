@@ -10,7 +10,7 @@ from engine_core.batch_state import BatchState
 from engine_core.plan import Rows
 from engine_core.sampler import Sampler
 from engine_core.sequence import Sequence
-from ipc.messages import NO_LOGPROBS, SamplingParams, ThinkingBudget
+from ipc.messages import NO_LOGPROBS, SamplingParams, Thinking
 
 VOCAB = 50
 EOS = 2
@@ -162,7 +162,7 @@ def test_frequencies_are_the_probabilities(fields: dict[str, float]) -> None:
     state.logit_bias = [()] * num_draws
     state.num_logprobs = np.full(num_draws, NO_LOGPROBS)
     state.is_restricted = np.zeros(num_draws, np.bool_)
-    state.has_thinking_budget = np.zeros(num_draws, np.bool_)
+    state.has_thinking_limit = np.zeros(num_draws, np.bool_)
 
     drawn = np.bincount(sampled(state, logits.repeat(num_draws, 1)), minlength=VOCAB)
 
@@ -194,9 +194,9 @@ def test_logprobs_are_the_models_own_and_only_for_those_who_ask() -> None:
     assert random.logprob == pytest.approx(float(expected[2, result.token_ids[2]]))
 
 
-def test_a_spent_thinking_budget_forces_the_end_marker_and_then_nothing() -> None:
-    budget = ThinkingBudget(max_tokens=2, end_ids=(20, 21), start_ids=(10,), waits_for_start=False)
-    params = greedy(thinking_budget=budget, allowed_token_ids=(9,))
+def test_a_spent_budget_of_thinking_forces_the_end_marker_and_then_nothing() -> None:
+    thinking = Thinking(max_tokens=2, end_ids=(20, 21), start_ids=(10,), waits_for_start=False)
+    params = greedy(thinking=thinking, allowed_token_ids=(9,))
 
     outputs = [(), (9,), (9, 9), (9, 9, 20), (9, 9, 20, 21), (9, 9, 20, 21, 9)]
 

@@ -5,17 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine_core.thinking_limit import forced_token_or_none
-from ipc.messages import ThinkingBudget
+from ipc.messages import Thinking
 
 START, END = (1, 2), (3, 4, 3)
 WORDS = st.lists(st.integers(0, 5), max_size=30)
 
 
-def budget(max_tokens: int, *, waits_for_start: bool = False) -> ThinkingBudget:
-    return ThinkingBudget(max_tokens=max_tokens, end_ids=END, start_ids=START, waits_for_start=waits_for_start)
+def budget(max_tokens: int, *, waits_for_start: bool = False) -> Thinking:
+    return Thinking(max_tokens=max_tokens, end_ids=END, start_ids=START, waits_for_start=waits_for_start)
 
 
-def generate(wanted: list[int], limit: ThinkingBudget) -> list[int]:
+def generate(wanted: list[int], limit: Thinking) -> list[int]:
     """What comes out where the model would say `wanted`, and what is forced takes its place."""
     output: list[int] = []
     while wanted:
