@@ -1,5 +1,7 @@
 """build_app(services): the routes under Starlette's router, inside one middleware. Endpoints are raw ASGI."""
 
+from functools import partial
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -8,20 +10,31 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from apiserver.errors import MethodNotAllowed, NotFound
 from apiserver.middleware import RequestMiddleware
+from apiserver.openapi.document import document
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat import ChatCompletions
 from apiserver.routes.completions import Completions
 from apiserver.routes.embeddings import Embeddings
-from apiserver.routes.health import Load, Metrics, ProbeRoute, Version, has_started, is_live, is_ready
+from apiserver.routes.health import (
+    Load,
+    Metrics,
+    ProbeRoute,
+    Version,
+    has_started,
+    installed_version,
+    is_live,
+    is_ready,
+)
 from apiserver.routes.messages import CountTokens, Messages
 from apiserver.routes.models import Models
+from apiserver.routes.pages import OpenApi, StaticPage
 from apiserver.routes.responses import CancelResponse, Responses, StoredResponses
 from apiserver.routes.tokenize import Detokenize, Tokenize
 from apiserver.services import Services
 
 
 def build_app(services: Services) -> ASGIApp:
-    routes = _routes(services)
+    routes = routes_of(services)
     server = services.settings.server
     app: ASGIApp = RequestMiddleware(
         _Router(routes),
@@ -41,11 +54,15 @@ def build_app(services: Services) -> ASGIApp:
     return app
 
 
-def _routes(services: Services) -> list[Route]:
+def routes_of(services: Services) -> list[Route]:
+    """Each is described in apiserver.openapi.operations."""
     prompts = PromptEncoder(services.preloaded.tokenizer, services.model.max_model_len)
     models = Models(services)
     ready = ProbeRoute(services, is_ready)
-    return [
+    routes: list[Route] = []
+    has_keys = bool(services.settings.server.api_key)
+    describe = partial(document, routes, title="tokenfleet", version=installed_version(), has_keys=has_keys)
+    routes += [
         Route("/v1/chat/completions", ChatCompletions(services, prompts), methods=["POST"]),
         Route("/v1/completions", Completions(services, prompts), methods=["POST"]),
         Route("/v1/messages", Messages(services, prompts), methods=["POST"]),
@@ -66,7 +83,10 @@ def _routes(services: Services) -> list[Route]:
         Route("/version", Version(), methods=["GET"]),
         Route("/load", Load(services), methods=["GET"]),
         Route("/metrics", Metrics(services), methods=["GET"]),
+        Route("/openapi.json", OpenApi(describe), methods=["GET"]),
+        Route("/docs", StaticPage("docs.html"), methods=["GET"]),
     ]
+    return routes
 
 
 class _Router:

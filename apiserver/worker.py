@@ -70,6 +70,8 @@ async def serve(settings: Settings, model: ModelFolder, handles: WorkerHandles, 
             access_log=False,
             server_header=False,
             backlog=BACKLOG,
+            ssl_keyfile=settings.server.ssl_keyfile,
+            ssl_certfile=settings.server.ssl_certfile,
             timeout_keep_alive=int(settings.server.timeout_keep_alive_s),
             timeout_graceful_shutdown=int(settings.ops.drain_timeout_s),
         )

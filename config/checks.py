@@ -1,5 +1,6 @@
 """Rules between settings, and between settings and the model: what no single field can know. All faults at once."""
 
+import ssl
 from collections.abc import Callable, Iterator
 
 from config.load import Configuration
@@ -8,6 +9,7 @@ from config.packages import is_installed
 from config.settings import Settings
 
 _MAX_UDS_BYTES = 107  # sun_path, less its terminating zero
+_NO_PASSWORD = ""  # else OpenSSL asks for it on the terminal
 _MIN_RING_BYTES_PER_SEQ = 64  # a step's token and finish of every sequence fit one ring several times over
 
 
@@ -20,6 +22,7 @@ def faults_of(configuration: Configuration) -> list[str]:
         _check_batch,
         _check_tracing,
         _check_reasoning,
+        _check_tls,
     )
     return [fault for rule in rules for fault in rule(configuration)]
 
@@ -95,3 +98,18 @@ def _check_reasoning(configuration: Configuration) -> Iterator[str]:
     for name in ("reasoning_start_str", "reasoning_end_str"):
         if server.reasoning_parser != "delimiters" and configuration.is_set(name):
             yield f"--{name.replace('_', '-')} is for --reasoning-parser delimiters only: set that too, or drop it"
+
+
+def _check_tls(configuration: Configuration) -> Iterator[str]:
+    """Loaded here as the workers will load it: one line now, not a worker that cannot start."""
+    keyfile, certfile = configuration.settings.server.ssl_keyfile, configuration.settings.server.ssl_certfile
+    if keyfile is None and certfile is None:
+        return
+    if keyfile is None or certfile is None:
+        yield "--ssl-keyfile and --ssl-certfile go together: give both"
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certfile, keyfile, password=_NO_PASSWORD)
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        reason = getattr(error, "strerror", None) or error
+        yield f"--ssl-certfile {certfile} with --ssl-keyfile {keyfile} cannot be used: {reason}"

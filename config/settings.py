@@ -50,6 +50,8 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(description="API worker processes; default: usable cores less the engine's"),
     ] = None
     api_key: Annotated[tuple[str, ...], Meta(description="keys a client must present as bearer token; none: open")] = ()
+    ssl_keyfile: Annotated[str | None, Meta(description="private key in PEM; with --ssl-certfile: serve https")] = None
+    ssl_certfile: Annotated[str | None, Meta(description="certificate chain in PEM")] = None
     allowed_origins: Annotated[tuple[str, ...], Meta(description="CORS origins; none: CORS is off")] = ()
     max_body_bytes: Annotated[int, Meta(ge=1024, description="larger request bodies are refused with 413")] = (
         32 * 1024 * 1024

@@ -61,7 +61,9 @@ class Resources:
     @property
     def url(self) -> str:
         """Where clients reach the fleet; of a Unix socket, the host is whatever they like."""
-        return "http://localhost" if self._settings.server.uds else _url(self.listeners[0])
+        server = self._settings.server
+        url = "http://localhost" if server.uds else _url(self.listeners[0])
+        return url if server.ssl_certfile is None else url.replace("http", "https", 1)
 
     @property
     def ops_url(self) -> str:

@@ -46,12 +46,16 @@ class ProbeRoute:
         await send_json(send, {"status": "ok" if is_good else "failing", **facts}, status=200 if is_good else 503)
 
 
+def installed_version() -> str:
+    try:
+        return version("tokenfleet")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0+unknown"
+
+
 class Version:
     def __init__(self) -> None:
-        try:
-            self._version = version("tokenfleet")
-        except PackageNotFoundError:  # run from a checkout that was never installed
-            self._version = "0+unknown"
+        self._version = installed_version()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_json(send, {"version": self._version})

@@ -1,0 +1,58 @@
+"""What /openapi.json says of each route beyond its path: a line of text, the struct of its body, how it answers.
+
+A route of apiserver.app that has no entry here fails `tests/unit/apiserver/test_openapi.py`, which names it.
+"""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from apiserver.schema.embeddings import EmbeddingRequest
+from apiserver.schema.messages import CountTokensRequest, MessagesRequest
+from apiserver.schema.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from apiserver.schema.response_requests import ResponseRequest
+
+HTML, JSON, EVENTS, METRICS = "text/html", "application/json", "text/event-stream", "text/plain"
+
+
+class Operation(Struct, frozen=True):
+    """One method of one path."""
+
+    tag: str
+    summary: str
+    body: type[Struct] | None = None
+    answers: tuple[str, ...] = (JSON,)  # content types of a 200
+    may_fail_as: tuple[int, ...] = ()  # statuses beyond those that any route of its kind may give
+
+
+_GENERATES = (JSON, EVENTS)
+_PROBE = (503,)
+
+OPERATIONS: Mapping[tuple[str, str], Operation] = {
+    ("POST", "/v1/chat/completions"): Operation("OpenAI", "Continue a chat", ChatRequest, _GENERATES),
+    ("POST", "/v1/completions"): Operation("OpenAI", "Continue texts or token ids", CompletionRequest, _GENERATES),
+    ("POST", "/v1/embeddings"): Operation("OpenAI", "Vectors of texts", EmbeddingRequest),
+    ("POST", "/v1/responses"): Operation("OpenAI", "Create a response", ResponseRequest, _GENERATES),
+    ("GET", "/v1/responses/{response_id}"): Operation("OpenAI", "A stored response", may_fail_as=(404,)),
+    ("DELETE", "/v1/responses/{response_id}"): Operation("OpenAI", "Forget a stored response", may_fail_as=(404,)),
+    ("POST", "/v1/responses/{response_id}/cancel"): Operation(
+        "OpenAI", "Always refused: no response runs in the background", answers=(), may_fail_as=(404,)
+    ),
+    ("GET", "/v1/models"): Operation("OpenAI", "The names this server answers to"),
+    ("GET", "/v1/models/{name}"): Operation("OpenAI", "One of them", may_fail_as=(404,)),
+    ("POST", "/v1/messages"): Operation("Anthropic", "Create a message", MessagesRequest, _GENERATES),
+    ("POST", "/v1/messages/count_tokens"): Operation("Anthropic", "Count a conversation's tokens", CountTokensRequest),
+    ("POST", "/tokenize"): Operation("tokens", "Token ids of a text or a chat", TokenizeRequest),
+    ("POST", "/detokenize"): Operation("tokens", "The text of token ids", DetokenizeRequest),
+    ("GET", "/health"): Operation("probes", "Would a request sent now be served?", may_fail_as=_PROBE),
+    ("GET", "/ping"): Operation("probes", "As /health", may_fail_as=_PROBE),
+    ("POST", "/ping"): Operation("probes", "As /health", may_fail_as=_PROBE),
+    ("GET", "/readyz"): Operation("probes", "As /health", may_fail_as=_PROBE),
+    ("GET", "/livez"): Operation("probes", "Does this worker's loop turn?", may_fail_as=_PROBE),
+    ("GET", "/startupz"): Operation("probes", "Has some engine been ready?", may_fail_as=_PROBE),
+    ("GET", "/version"): Operation("facts", "The server's version"),
+    ("GET", "/load"): Operation("facts", "Choices in flight on the answering worker"),
+    ("GET", "/metrics"): Operation("facts", "Prometheus metrics of the whole fleet", answers=(METRICS,)),
+    ("GET", "/openapi.json"): Operation("facts", "This description"),
+    ("GET", "/docs"): Operation("pages", "This description, to be read", answers=(HTML,)),
+}
