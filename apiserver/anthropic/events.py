@@ -80,7 +80,10 @@ class MessageEvents:
             opening = self._begin(part)
         elif not goes_on(self._open, part):
             opening = self._end() + self._begin(part)
-        return opening + _event("content_block_delta", index=self._block_index, delta=block_delta(part))
+        delta = block_delta(part)
+        if delta is None:
+            return opening
+        return opening + _event("content_block_delta", index=self._block_index, delta=delta)
 
     def _begin(self, part: Part) -> bytes:
         self._open = block_start(part)
@@ -93,10 +96,10 @@ class MessageEvents:
 
 def message_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
     choice = choices[0]
-    parts: list[Part] = [Content(choice.content)]
+    parts, reason = list[Part]((Content(choice.content),)), choice.finish_reason or "stop"
     if isinstance(choice.text, ParsedText):
-        parts = choice.text.take_parts()
-    stop = stop_fields(choice.finish_reason or "stop", choice.stop_reason)
+        parts, reason = choice.text.take_parts(), choice.text.finish_reason(reason)
+    stop = stop_fields(reason, choice.stop_reason)
     content = {"content": blocks_of(parts or [EMPTY]), "usage": usage_object(usage)}
     return _encode({**_message(response_id, model), **stop, **content})
 
@@ -104,6 +107,8 @@ def message_body(response_id: str, model: str, choices: list[CollectedChoice], u
 def stop_fields(finish_reason: str, stop_reason: str | int | None) -> dict[str, str | None]:
     if finish_reason == "length":
         return {"stop_reason": "max_tokens", "stop_sequence": None}
+    if finish_reason == "tool_calls":
+        return {"stop_reason": "tool_use", "stop_sequence": None}
     if isinstance(stop_reason, str):
         return {"stop_reason": "stop_sequence", "stop_sequence": stop_reason}
     return {"stop_reason": "end_turn", "stop_sequence": None}

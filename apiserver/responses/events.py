@@ -56,7 +56,8 @@ class ResponseEvents:
     def closing(self, _index: int, finish_reason: str, _stop_reason: str | int | None) -> bytes:
         """An answer without a word is a message without one."""
         self._is_incomplete = finish_reason == "length"
-        rest = self._add(EMPTY) if self._logprobs or (self._open is None and not self._output) else b""
+        has_scores = self._logprobs and self._open is not None and self._open.takes(EMPTY)
+        rest = self._add(EMPTY) if has_scores or (self._open is None and not self._output) else b""
         return rest + self._close("incomplete" if self._is_incomplete else "completed")
 
     def usage(self, usage: Usage) -> bytes:
@@ -111,7 +112,7 @@ def _output(parts: list[Part], logprobs: dict[str, Any] | None, last_status: str
     """As a stream would have it; all logprobs stand with the last message."""
     items: list[OutputItem] = []
     last_message = max((place for place, part in enumerate(parts) if isinstance(part, Content)), default=None)
-    if last_message is None and (logprobs or not parts):
+    if not parts:
         parts, last_message = [*parts, EMPTY], len(parts)
     for place, part in enumerate(parts):
         if not items or not items[-1].takes(part):

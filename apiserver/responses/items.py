@@ -1,4 +1,5 @@
-"""The items of a response's output as they come: a message, reasoning. Each knows its events and what it has become.
+"""The items of a response's output as they come: a message, reasoning, a function call. Each knows its events and what has
+become of it.
 
 https://platform.openai.com/docs/api-reference/responses-streaming (2026-11). An event is its type and its fields, less the
 number that every event has.
@@ -8,7 +9,7 @@ import random
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from apiserver.output_parts import Content, Part, Reasoning
+from apiserver.output_parts import CallArguments, CallStart, Content, Part, Reasoning
 
 Fields = dict[str, Any]  # Any: JSON
 Event = tuple[str, Fields]
@@ -116,6 +117,46 @@ class ReasoningItem:
         return {"item_id": self._id, "output_index": self._output_index, "content_index": 0}
 
 
+class CallItem:
+    """A function that the client is to call. The call's own id is what its output will name."""
+
+    def __init__(self, output_index: int, start: CallStart) -> None:
+        self._id = item_id("fc")
+        self._output_index, self._start = output_index, start
+        self._pieces: list[str] = []
+
+    def added(self) -> Iterator[Event]:
+        item = self.item("in_progress")
+        yield "response.output_item.added", {"output_index": self._output_index, "item": item}
+
+    def takes(self, part: Part) -> bool:
+        return isinstance(part, CallArguments) and part.index == self._start.index
+
+    def add(self, part: Part, _logprobs: list[Fields]) -> Iterator[Event]:
+        if isinstance(part, CallArguments):  # else it is the start, which `added` has told
+            self._pieces.append(part.text)
+            yield "response.function_call_arguments.delta", {**self._place, "delta": part.text}
+
+    def done(self, status: str) -> Iterator[Event]:
+        arguments = {"name": self._start.name, "arguments": "".join(self._pieces)}
+        yield "response.function_call_arguments.done", {**self._place, **arguments}
+        yield "response.output_item.done", {"output_index": self._output_index, "item": self.item(status)}
+
+    def item(self, status: str) -> Fields:
+        return {
+            "id": self._id,
+            "type": "function_call",
+            "status": status,
+            "call_id": self._start.id,
+            "name": self._start.name,
+            "arguments": "".join(self._pieces),
+        }
+
+    @property
+    def _place(self) -> Fields:
+        return {"item_id": self._id, "output_index": self._output_index}
+
+
 def new_item(part: Part, output_index: int) -> OutputItem:
     """The item that begins with this part; the part itself is added to it afterwards."""
     match part:
@@ -123,8 +164,10 @@ def new_item(part: Part, output_index: int) -> OutputItem:
             return MessageItem(output_index)
         case Reasoning():
             return ReasoningItem(output_index)
-        case _:
-            raise AssertionError("tools are refused before")
+        case CallStart():
+            return CallItem(output_index, part)
+        case CallArguments():
+            raise AssertionError("arguments of a call that never began")
 
 
 def item_id(kind: str) -> str:

@@ -14,7 +14,7 @@ from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat_intake import ChatIntake
 from apiserver.routes.generate import answer, check_model
 from apiserver.schema.messages import decode_count_tokens, decode_messages
-from apiserver.schema.unsupported import refuse_tools, refuse_unsupported
+from apiserver.schema.unsupported import refuse_unsupported
 from apiserver.services import Services
 
 
@@ -31,7 +31,6 @@ class Messages:
         with told_as(FIELDS):
             chat = chat_request(request)
             refuse_unsupported(chat)
-            refuse_tools(chat)
             started_s = time.monotonic()
             rendered = await self._intake.rendered(chat, bounded_field="messages")
             services.metrics.tokenize.observe(time.monotonic() - started_s)

@@ -25,7 +25,7 @@ from apiserver.routes.chat_intake import ChatIntake, RenderedChat
 from apiserver.routes.generate import answer, check_model, request_id_of
 from apiserver.schema.requests import ChatRequest, Message
 from apiserver.schema.response_requests import ResponseRequest, decode_response_request
-from apiserver.schema.unsupported import refuse_tools, refuse_unsupported
+from apiserver.schema.unsupported import refuse_unsupported
 from apiserver.services import Services
 
 
@@ -47,7 +47,6 @@ class Responses:
         with told_as(FIELDS):
             chat = chat_request(request, previous)
             refuse_unsupported(chat)
-            refuse_tools(chat)
             request_id = request_id_of(chat, scope)
             started_s = time.monotonic()
             rendered = await self._rendered(chat, is_cut=request.truncation == "auto")

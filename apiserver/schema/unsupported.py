@@ -178,13 +178,6 @@ def refuse_unsupported(part: Part, path: str = "") -> None:
             raise InvalidRequest(f"{path}{name} is not supported by this server", param=path + name)
 
 
-def refuse_tools(chat: ChatRequest) -> None:
-    """For routes that are mapped on chats and have no answer with calls. Raises InvalidRequest."""
-    for name, value in (("tools", chat.tools), ("tool_choice", chat.tool_choice)):
-        if value not in (None, "none", "auto"):
-            raise InvalidRequest(f"{name} is not supported by this server", param=name)
-
-
 def _is_among(value: Any, accepted: tuple[Any, ...]) -> bool:
     """Equal and of the same JSON kind: 0 is not false."""
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in accepted)

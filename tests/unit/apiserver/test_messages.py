@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
+from anthropic import AsyncAnthropic
 
 from apiserver.preload import Preloaded, preload
 from config.model_folder import read_model_folder
@@ -213,6 +215,100 @@ def test_tokens_are_counted_as_they_would_be_used(rig: WorkerRig) -> None:
     assert len(rig.engine.requests) == 1, "counting asks no engine"
 
 
+# ── tools ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+WEATHER = {
+    "name": "get_weather",
+    "description": "The weather of a city.",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+CALLS = (
+    'I look.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris 日本"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+)
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    template = CHATML + "{# <tool_call> #}{% if tools %}{{ tools | tojson }}{% endif %}"
+    return make_model_folder(tmp_path_factory.mktemp("models") / "caller", template=template)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_are_blocks_of_tool_use(caller: Path, stream: bool) -> None:
+    rig = WorkerRig(caller, text=CALLS)
+
+    response = ask(rig, tools=[WEATHER], stream=stream, max_tokens=200)
+
+    if stream:
+        events = events_of(response)
+        blocks, stop = gathered(events), events[-2]["delta"]
+    else:
+        blocks, stop = response.json()["content"], response.json()
+    assert [block["type"] for block in blocks] == ["text", "tool_use", "tool_use"]
+    assert blocks[0]["text"] == "I look.\n"
+    assert [(block["name"], block["input"]) for block in blocks[1:]] == [
+        ("get_weather", {"city": "Paris 日本"}),
+        ("get_weather", {"city": "Rome"}),
+    ]
+    assert len({block["id"] for block in blocks[1:]}) == 2
+    assert stop["stop_reason"] == "tool_use"
+
+
+def test_the_real_client_gathers_thinking_and_calls(tmp_path: Path) -> None:
+    template = CHATML + "{# <tool_call> #}{% if add_generation_prompt %}{{ '<think>\\n' }}{# </think> #}{% endif %}"
+    rig = WorkerRig(make_model_folder(tmp_path / "both", template=template), text=f"{THOUGHT}</think>{CALLS}")
+    fields: Any = {"model": "tiny", "max_tokens": 300, "messages": TURNS, "tools": [WEATHER]}
+
+    async def use(_http: Any) -> None:
+        http = httpx2.AsyncClient(transport=httpx2.ASGITransport(rig.app))  # the SDK takes no other
+        client: Any = AsyncAnthropic(base_url="http://worker", api_key="x", http_client=http, max_retries=0)
+        whole = await client.messages.create(**fields)
+        async with client.messages.stream(**fields) as stream:
+            streamed = await stream.get_final_message()
+        for message in (whole, streamed):
+            thinking, text, *calls = message.content
+            assert thinking.type == "thinking" and thinking.thinking == THOUGHT
+            assert text.type == "text" and text.text == "I look.\n"
+            assert [call.input for call in calls if call.type == "tool_use"] == [
+                {"city": "Paris 日本"},
+                {"city": "Rome"},
+            ]
+            assert message.stop_reason == "tool_use"
+
+    rig.with_client(use)
+
+
+def test_one_call_at_a_time_when_parallel_use_is_off(caller: Path) -> None:
+    rig = WorkerRig(caller, text=CALLS)
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+
+    content = ask(rig, tools=[WEATHER], tool_choice=choice, max_tokens=200).json()["content"]
+
+    assert [block["type"] for block in content] == ["text", "tool_use"]
+
+
+def test_tools_are_shown_to_the_model_and_counted(caller: Path) -> None:
+    rig = WorkerRig(caller, text="ok")
+    body = {"model": "tiny", "messages": TURNS, "tools": [WEATHER]}
+
+    counted = rig.post("/v1/messages/count_tokens", body).json()["input_tokens"]
+    text = prompt_of(rig, tools=[WEATHER])
+
+    assert counted == len(rig.engine.prompts[-1])
+    assert '"name": "get_weather"' in text and '"parameters": {"type": "object"' in text
+
+
+def test_a_call_that_is_cut_off_has_no_input_yet(caller: Path) -> None:
+    rig = WorkerRig(caller, text=CALLS)
+    num_tokens = len(rig.ids_of(CALLS[: CALLS.index("Paris")]))
+
+    body = ask(rig, tools=[WEATHER], max_tokens=num_tokens).json()
+
+    assert body["stop_reason"] == "max_tokens"
+    assert body["content"][1]["input"] == {}
+
+
 # ── reasoning ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -251,21 +347,26 @@ def test_thinking_cut_by_the_limit_is_all_there_is(thinker: Path, stream: bool) 
 def gathered(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The blocks that a stream's events add up to; checks that each is opened, filled and closed in its turn."""
     blocks: list[dict[str, Any]] = []
-    is_open = False
+    is_open, arguments = False, ""
     for event in events:
         match event["type"]:
             case "content_block_start":
                 assert not is_open and event["index"] == len(blocks)
                 blocks.append(event["content_block"])
-                is_open = True
+                is_open, arguments = True, ""
             case "content_block_delta":
                 assert is_open and event["index"] == len(blocks) - 1
                 delta = event["delta"]
                 name = delta["type"].removesuffix("_delta")
-                blocks[-1][name] += delta[name]
+                if name == "input_json":
+                    arguments += delta["partial_json"]
+                else:
+                    blocks[-1][name] += delta[name]
             case "content_block_stop":
                 assert is_open and event["index"] == len(blocks) - 1
                 is_open = False
+                if arguments:
+                    blocks[-1]["input"] = json.loads(arguments)
     assert not is_open
     return blocks
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import AsyncOpenAI
 
 from apiserver.preload import Preloaded, preload
 from config.model_folder import read_model_folder
@@ -160,6 +161,84 @@ def test_a_failed_stream_ends_with_a_response_that_failed(make_rig: Any) -> None
     assert (final["status"], final["error"]["code"]) == ("failed", "server_error")
     assert "broken" in final["error"]["message"]
     assert rig.get(f"/v1/responses/{final['id']}").json()["status"] == "failed"
+
+
+# ── tools ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+WEATHER = {
+    "type": "function",
+    "name": "get_weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris 日本"}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    template = CHATML + "{# <tool_call> #}{% if tools %}{{ tools | tojson }}{% endif %}"
+    return make_model_folder(tmp_path_factory.mktemp("models") / "caller", template=template)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_is_an_item_of_its_own(caller: Path, stream: bool) -> None:
+    rig = WorkerRig(caller, text="I look.\n" + CALL)
+
+    response = ask(rig, tools=[WEATHER], stream=stream)
+
+    body = events_of(response)[-1]["response"] if stream else response.json()
+    message, call = body["output"]
+    assert message["content"][0]["text"] == "I look.\n"
+    assert (call["type"], call["name"], call["status"]) == ("function_call", "get_weather", "completed")
+    assert json.loads(call["arguments"]) == {"city": "Paris 日本"}
+    assert call["id"] != call["call_id"]
+    assert body["tools"] == [WEATHER]
+
+
+def test_arguments_are_streamed_between_the_items_events(caller: Path) -> None:
+    rig = WorkerRig(caller, text=CALL)
+
+    events = events_of(ask(rig, tools=[WEATHER], stream=True))
+
+    kinds = list(dict.fromkeys(event["type"] for event in events))
+    assert kinds == [
+        *CREATED,
+        "response.output_item.added",
+        "response.function_call_arguments.delta",
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    deltas = [event["delta"] for event in events if event["type"] == "response.function_call_arguments.delta"]
+    [done] = [event for event in events if event["type"] == "response.function_call_arguments.done"]
+    assert deltas and "".join(deltas) == done["arguments"]
+    assert events[-1]["response"]["output"] == [events[-2]["item"]]
+
+
+def test_the_real_client_gathers_calls(caller: Path) -> None:
+    rig = WorkerRig(caller, text="I look.\n" + CALL)
+    fields: Any = {"model": "tiny", "input": "weather?", "tools": [WEATHER]}
+
+    async def use(http: Any) -> None:
+        client: Any = AsyncOpenAI(base_url="http://worker/v1", api_key="x", http_client=http, max_retries=0)
+        whole = await client.responses.create(**fields)
+        async with client.responses.stream(**fields) as stream:
+            streamed = await stream.get_final_response()
+        for response in (whole, streamed):
+            assert response.output_text == "I look.\n"
+            call = response.output[1]
+            assert call.type == "function_call" and json.loads(call.arguments) == {"city": "Paris 日本"}
+
+    rig.with_client(use)
+
+
+def test_the_output_of_a_call_goes_on_behind_it(caller: Path) -> None:
+    rig = WorkerRig(caller, text=CALL)
+    first = ask(rig, "weather?", tools=[WEATHER]).json()
+    output = {"type": "function_call_output", "call_id": first["output"][0]["call_id"], "output": "sunny"}
+
+    text = prompt_of(rig, [output], tools=[WEATHER], previous_response_id=first["id"])
+
+    assert "user\nweather?<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n<|im_start|>tool\nsunny<|im_end|>" in text
 
 
 # ── reasoning ────────────────────────────────────────────────────────────────────────────────────────────────────────
