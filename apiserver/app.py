@@ -9,6 +9,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from apiserver.errors import MethodNotAllowed, NotFound
+from apiserver.keyring import LIMIT_HEADERS
 from apiserver.middleware import RequestMiddleware
 from apiserver.openapi.document import document
 from apiserver.prompt_encoding import PromptEncoder
@@ -39,7 +40,7 @@ def build_app(services: Services) -> ASGIApp:
     app: ASGIApp = RequestMiddleware(
         _Router(routes),
         metrics=services.metrics,
-        api_keys=server.api_key,
+        keyring=services.keyring,
         paths=frozenset(route.path for route in routes),
         tracer=services.tracer,
     )
@@ -49,7 +50,7 @@ def build_app(services: Services) -> ASGIApp:
             allow_origins=server.allowed_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", *LIMIT_HEADERS],
         )
     return app
 
@@ -60,7 +61,7 @@ def routes_of(services: Services) -> list[Route]:
     models = Models(services)
     ready = ProbeRoute(services, is_ready)
     routes: list[Route] = []
-    has_keys = bool(services.settings.server.api_key)
+    has_keys = bool(services.keyring)
     describe = partial(document, routes, title="tokenfleet", version=installed_version(), has_keys=has_keys)
     routes += [
         Route("/v1/chat/completions", ChatCompletions(services, prompts), methods=["POST"]),

@@ -13,6 +13,7 @@
     ├── GenerationFailed         500  type server_error
     └── Overloaded               503  type overloaded_error, with Retry-After
         └── QuotaExceeded        429  type rate_limit_error: this caller's share, not the server's capacity
+            └── KeyLimitReached  429  code rate_limit_exceeded, with x-ratelimit headers: what its key may use
 
 Shape, types and codes: OpenAI's (https://platform.openai.com/docs/guides/error-codes, 2026-11).
 """
@@ -116,6 +117,18 @@ class QuotaExceeded(Overloaded):
     """The caller has its share already; others are still served."""
 
     status, type = 429, "rate_limit_error"
+
+
+class KeyLimitReached(QuotaExceeded):
+    """The key has used what --api-key-file gives it."""
+
+    def __init__(self, message: str, *, retry_after_s: int, limit_headers: list[tuple[bytes, bytes]]) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, reason="rate_limit_exceeded")
+        self._limit_headers = limit_headers
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().headers, *self._limit_headers]
 
 
 def error_body(message: str, *, type_: str, param: str | None = None, code: str | None = None) -> bytes:

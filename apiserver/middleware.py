@@ -3,12 +3,10 @@
 One pure ASGI layer, because each layer costs every request and every event of a stream.
 """
 
-import hmac
 import logging
 import random
 import time
 from collections.abc import Iterable
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,8 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from apiserver.anthropic.errors import AnthropicError, is_anthropic
 from apiserver.asgi import ClientLeft, header, refuse_body, send_error
 from apiserver.errors import ApiError, BodyTooLarge, GenerationFailed, Unauthorized
+from apiserver.keyring import Holder, Keyring
 from apiserver.metrics import WorkerMetrics
 from apiserver.request_log import is_shown, log_request
+from config.api_keys import digest_of
 
 if TYPE_CHECKING:  # imported only where tracing is on
     from apiserver.tracing import RequestTracer
@@ -40,12 +40,12 @@ class RequestMiddleware:
         app: ASGIApp,
         *,
         metrics: WorkerMetrics,
-        api_keys: tuple[str, ...],
+        keyring: Keyring,
         paths: frozenset[str],
         tracer: "RequestTracer | None" = None,
     ) -> None:
         self._app, self._metrics, self._paths, self._tracer = app, metrics, paths, tracer
-        self._key_digests = [_digest(key.encode()) for key in api_keys]
+        self._keyring = keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,6 +55,7 @@ class RequestMiddleware:
         id_headers = [(name, request_id.encode()) for name in _id_header_names(scope["path"])]
         log: dict[str, Any] = {}
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "started_s": started_s, "log": log}
+        holder: Holder | None = None  # of a limited key, once its request is counted
         status = response_bytes = 0
 
         async def send_with_id(message: Message) -> None:
@@ -66,7 +67,11 @@ class RequestMiddleware:
 
         try:
             try:
-                self._check_key(scope)
+                if self._keyring:
+                    found = self._check_key(scope)
+                    if found is not None and found.is_limited and scope["method"] == "POST":
+                        id_headers += self._keyring.begin(found)
+                        holder = found
                 await self._app(scope, receive, send_with_id)
             except BodyTooLarge as error:
                 log["error"] = type(error).__name__
@@ -82,22 +87,27 @@ class RequestMiddleware:
                 raise  # the response has begun: the server closes the connection
             await send_error(send_with_id, _in_form_of(scope, GenerationFailed("internal error")))
         finally:
+            if holder is not None:
+                self._keyring.end(holder, log.get("prompt_tokens", 0) + log.get("completion_tokens", 0))
             self._report(scope, request_id, status or CLIENT_CLOSED, time.monotonic() - started_s, response_bytes, log)
 
-    def _check_key(self, scope: Scope) -> None:
-        if not self._key_digests or not scope["path"].startswith(GUARDED) or scope["method"] == "OPTIONS":
-            return
+    def _check_key(self, scope: Scope) -> Holder | None:
+        """Whose request it is; None: the path is open to all. Raises Unauthorized."""
+        if not scope["path"].startswith(GUARDED) or scope["method"] == "OPTIONS":
+            return None
         scheme, _, key = (header(scope, b"authorization") or b"").partition(b" ")
         if not scheme and is_anthropic(scope["path"]):
             scheme, key = b"bearer", header(scope, b"x-api-key") or b""
-        given = _digest(key.strip())
-        # Every key is compared, digest with digest in constant time: the time taken says nothing of any of them.
-        matches = [hmac.compare_digest(given, digest) for digest in self._key_digests]
-        if scheme.lower() != b"bearer" or not any(matches):
+        digest = digest_of(key.strip())
+        holder = self._keyring.holder_or_none(digest)
+        if scheme.lower() != b"bearer" or holder is None:
             raise Unauthorized("Incorrect or missing API key: send it as 'Authorization: Bearer KEY'.")
-        scope["state"]["key_digest"] = given
-        if len(matches) > 1:
-            scope["state"]["fair_key"] = 1 + matches.index(True)
+        state = scope["state"]
+        state["key_digest"] = digest
+        if self._keyring.has_several:
+            state["fair_key"] = holder.number
+            state["log"]["api_key"] = holder.key.name
+        return holder
 
     def _report(
         self,
@@ -142,10 +152,6 @@ def _id_header_names(path: str) -> tuple[bytes, ...]:
 def _in_form_of(scope: Scope, error: ApiError) -> ApiError:
     """Errors look as clients of the route expect them."""
     return AnthropicError(error, scope["state"]["request_id"]) if is_anthropic(scope["path"]) else error
-
-
-def _digest(key: bytes) -> bytes:
-    return sha256(key).digest()
 
 
 def _declared_bytes(headers: Iterable[tuple[bytes, bytes]]) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from apiserver.engine_client import EngineClient
+from apiserver.keyring import Keyring
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded
 from apiserver.responses.store import ResponseStore
@@ -26,5 +27,6 @@ class Services:
     exposition: Exposition
     fleet: FleetPage
     slot: int
+    keyring: Keyring  # false: the server is open
     response_store: ResponseStore | None = None  # None: /v1/responses stores nothing
     tracer: "RequestTracer | None" = None  # None: tracing is off

@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -20,6 +21,7 @@ from apiserver.app import build_app
 from apiserver.engine_client import EngineClient
 from apiserver.http_protocol import FleetHttpProtocol
 from apiserver.journal import Journal
+from apiserver.keyring import Keyring
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded
 from apiserver.quiet_server import QuietServer
@@ -31,6 +33,7 @@ from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
 from ipc.fleet_page import FleetPage, State
 from ipc.handles import WorkerHandles
+from ipc.key_page import KeyPages
 from ipc.ring import RingReader
 from ipc.segment import Segment
 from ipc.shelf import Shelf
@@ -111,6 +114,7 @@ def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandl
         journal=_journal(settings.server),
         on_resumed=metrics.streams_resumed.inc,
     )
+    fleet = FleetPage(Segment.attach(handles.fleet_fd).view)
     return Services(
         settings=settings,
         model=model,
@@ -118,8 +122,9 @@ def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandl
         client=client,
         metrics=metrics,
         exposition=Exposition(pages),
-        fleet=FleetPage(Segment.attach(handles.fleet_fd).view),
+        fleet=fleet,
         slot=handles.slot,
+        keyring=_keyring(settings.server, handles, fleet),
         response_store=_response_store(handles, settings.server),
         tracer=_build_tracer(settings, model, handles.slot),
     )
@@ -139,6 +144,12 @@ def _response_store(handles: WorkerHandles, server: ServerSettings) -> ResponseS
         return None
     shelves = [Shelf(Segment.attach(fd).view) for fd in handles.shelf_fds]
     return ResponseStore(shelves, handles.slot, max_age_s=server.response_store_age_s)
+
+
+def _keyring(server: ServerSettings, handles: WorkerHandles, fleet: FleetPage) -> Keyring:
+    views = [Segment.attach(fd).view for fd in handles.key_page_fds]
+    pages = KeyPages(views, handles.slot, lambda slot: fleet.workers[slot].is_alive) if views else None
+    return Keyring(server.api_key, Path(server.api_key_file) if server.api_key_file is not None else None, pages)
 
 
 def _journal(server: ServerSettings) -> Journal | None:
@@ -180,6 +191,7 @@ class Heart:
             len(state.connections), client.num_streams, client.oldest_age_s, services.preloaded.tokenizer.cache_stats()
         )
         client.exchange()
+        services.keyring.reload()
         self._cell.has_work = client.num_streams > 0
         self.show_state()
         self._cell.beat()

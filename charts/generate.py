@@ -20,7 +20,19 @@ from config.settings import Settings
 CHART = Path(__file__).parent / "tokenfleet"
 TABLE_START, TABLE_END = "<!-- values: start -->", "<!-- values: end -->"
 CHART_OWNS = frozenset(
-    {"model", "cache_dir", "host", "port", "uds", "api_key", "ops_host", "ops_port", "drain_timeout_s", "pre_stop_s"}
+    {
+        "model",
+        "cache_dir",
+        "host",
+        "port",
+        "uds",
+        "api_key",
+        "api_key_file",
+        "ops_host",
+        "ops_port",
+        "drain_timeout_s",
+        "pre_stop_s",
+    }
 )  # settings that follow from values of their own
 _KEY = re.compile(r"^( *)([A-Za-z]\w*):(?: (.*))?$")
 

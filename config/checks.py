@@ -2,7 +2,9 @@
 
 import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from config.api_keys import KeyFileError, read_api_keys
 from config.load import Configuration
 from config.model_folder import ModelFolder
 from config.packages import is_installed
@@ -23,6 +25,7 @@ def faults_of(configuration: Configuration) -> list[str]:
         _check_tracing,
         _check_reasoning,
         _check_tls,
+        _check_key_file,
     )
     return [fault for rule in rules for fault in rule(configuration)]
 
@@ -113,3 +116,13 @@ def _check_tls(configuration: Configuration) -> Iterator[str]:
     except (OSError, ValueError) as error:  # SSLError is an OSError
         reason = getattr(error, "strerror", None) or error
         yield f"--ssl-certfile {certfile} with --ssl-keyfile {keyfile} cannot be used: {reason}"
+
+
+def _check_key_file(configuration: Configuration) -> Iterator[str]:
+    file = configuration.settings.server.api_key_file
+    if file is None:
+        return
+    try:
+        read_api_keys(Path(file))
+    except KeyFileError as error:
+        yield f"--api-key-file {error}"

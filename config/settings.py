@@ -50,6 +50,9 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(description="API worker processes; default: usable cores less the engine's"),
     ] = None
     api_key: Annotated[tuple[str, ...], Meta(description="keys a client must present as bearer token; none: open")] = ()
+    api_key_file: Annotated[
+        str | None, Meta(description="TOML file of named keys with limits, read again when it changes")
+    ] = None
     ssl_keyfile: Annotated[str | None, Meta(description="private key in PEM; with --ssl-certfile: serve https")] = None
     ssl_certfile: Annotated[str | None, Meta(description="certificate chain in PEM")] = None
     allowed_origins: Annotated[tuple[str, ...], Meta(description="CORS origins; none: CORS is off")] = ()

@@ -17,6 +17,7 @@ class WorkerHandles(Struct, frozen=True, kw_only=True):
     metrics_fds: tuple[int, ...]  # one memfd per process of the fleet, own one at metrics_index
     metrics_index: int
     broker_endpoint: str
+    key_page_fds: tuple[int, ...] = ()  # one memfd of ipc.key_page per slot; (): keys have no limits
     shelf_fds: tuple[int, ...] = ()  # one memfd of ipc.shelf per slot; (): nothing is stored
 
 

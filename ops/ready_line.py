@@ -49,7 +49,7 @@ def show(settings: Settings, model: ModelFolder, resources: Resources) -> None:
 def text(settings: Settings, model: ModelFolder, resources: Resources) -> str:
     server = settings.server
     unix_socket = f"--unix-socket {shlex.quote(server.uds)} " if server.uds else ""
-    key = "-H 'authorization: Bearer YOUR_KEY' " if server.api_key else ""
+    key = "-H 'authorization: Bearer YOUR_KEY' " if server.api_key or server.api_key_file else ""
     if model.chat_template is not None:
         path = "/v1/chat/completions"
         question: dict[str, object] = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}

@@ -13,6 +13,7 @@ from config.settings import Settings
 from ipc.doorbell import Doorbell
 from ipc.fleet_page import FleetPage
 from ipc.handles import BrokerHandles, EngineHandles, WorkerHandles
+from ipc.key_page import create_key_segment
 from ipc.metrics_page import create_metrics_segment
 from ipc.ring import format_ring, ring_segment_bytes
 from ipc.segment import Segment
@@ -42,6 +43,7 @@ class Resources:
         ]
         self._metrics = [create_metrics_segment(name) for name in ("supervisor", *names)]
         self._shelves = self._make_shelves()
+        self._key_pages = [create_key_segment(slot) for slot in range(self.num_slots)]
         self._folder = RunFolder()
         self._folder.store(self._manifest())
 
@@ -107,6 +109,7 @@ class Resources:
             metrics_fds=tuple(segment.fd for segment in self._metrics),
             metrics_index=2 + self.num_engines + slot,
             broker_endpoint=self._folder.endpoint("workers"),
+            key_page_fds=tuple(page.fd for page in self._key_pages),
             shelf_fds=tuple(shelf.fd for shelf in self._shelves),
         )
 

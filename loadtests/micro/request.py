@@ -27,6 +27,7 @@ from apiserver.app import build_app
 from apiserver.engine_client import EngineClient
 from apiserver.http_protocol import FleetHttpProtocol
 from apiserver.journal import Journal
+from apiserver.keyring import Keyring
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import preload
 from apiserver.services import Services
@@ -126,6 +127,7 @@ def build_services(model: ModelFolder) -> Services:
         exposition=Exposition([page]),
         fleet=FleetPage(FleetPage.create_segment(1, 1).view),
         slot=0,
+        keyring=Keyring(()),
     )
 
 

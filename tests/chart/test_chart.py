@@ -103,6 +103,16 @@ def test_keys_come_from_a_secret_and_stand_in_no_object() -> None:
         render({"config": {"server": {"api_key": ["secret"]}}})
 
 
+def test_a_file_of_keys_is_mounted_whole_so_that_it_follows_the_secret() -> None:
+    objects = render({"apiKeys": {"existingSecret": "keys", "key": "list", "isFile": True}})
+
+    assert environment(objects)["TOKENFLEET_API_KEY_FILE"] == "/etc/tokenfleet-keys/list"
+    assert "TOKENFLEET_API_KEY" not in environment(objects)
+    (mount,) = (m for m in pod_spec(objects)["containers"][0]["volumeMounts"] if m["name"] == "keys")
+    assert "subPath" not in mount and mount["mountPath"] == "/etc/tokenfleet-keys"
+    assert {"name": "keys", "secret": {"secretName": "keys"}} in pod_spec(objects)["volumes"]
+
+
 def test_a_change_of_configuration_rolls_the_pods() -> None:
     def checksum(values: Object) -> str:
         template = of_kind(render(values), "Deployment")["spec"]["template"]

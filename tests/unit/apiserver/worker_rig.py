@@ -18,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from apiserver.app import build_app
 from apiserver.engine_client import EngineClient
+from apiserver.keyring import Keyring
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded, preload
 from apiserver.responses.store import ResponseStore
@@ -174,6 +175,7 @@ class WorkerRig:
         preloaded: Preloaded | None = None,
         tracer: RequestTracer | None = None,
         has_store: bool = True,
+        keyring: Keyring | None = None,
     ) -> None:
         settings = Settings(server=server or ServerSettings())
         self.model: ModelFolder = read_model_folder(folder, ModelSettings(served_model_name=("tiny", "alias")))
@@ -203,6 +205,7 @@ class WorkerRig:
             exposition=Exposition([page]),
             fleet=self.fleet,
             slot=0,
+            keyring=keyring or Keyring(settings.server.api_key),
             response_store=_response_store() if has_store else None,
             tracer=tracer,
         )
