@@ -502,6 +502,7 @@ def _failure(failure: Failure) -> StreamError:
         FailureCode.DEADLINE: ("deadline", 1),
         FailureCode.TOO_LONG: ("too_long", None),
         FailureCode.OVERFLOW: ("overflow", 1),
+        FailureCode.GRAMMAR: ("grammar", None),
     }
     reason, retry_after_s = reasons.get(FailureCode(failure.code), ("engine_error", None))
     return StreamError(reason, failure.message, retry_after_s)

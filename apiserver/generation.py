@@ -328,6 +328,6 @@ def api_error(error: StreamError) -> ApiError:
         return QuotaExceeded(error.message, retry_after_s=error.retry_after_s, reason=error.reason)
     if error.retry_after_s is not None:
         return Overloaded(error.message, retry_after_s=error.retry_after_s, reason=error.reason)
-    if error.reason == "too_long":
+    if error.reason in ("too_long", "grammar"):
         return InvalidRequest(error.message)
     return GenerationFailed(error.message)

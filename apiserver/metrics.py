@@ -27,7 +27,7 @@ HTTP_FINE_S = (
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # others would be labels of clients
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 SHED_REASONS = ("max_num_queued_reqs", "max_num_queued_tokens", "no_engine", "deadline", "overflow", "slow_client")
-FAILURE_REASONS = (*SHED_REASONS[:-1], "engine_lost", "engine_error", "ring_corrupt", "crashed", "too_long")
+FAILURE_REASONS = (*SHED_REASONS[:-1], "engine_lost", "engine_error", "ring_corrupt", "crashed", "too_long", "grammar")
 CACHE_SOURCES = ("device", "host", "p2p", "disk", "external_unspecified")
 
 

@@ -8,6 +8,7 @@ and no Sequence at all.
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_core.grammar import Matcher
 from engine_core.plan import Int32Array, Rows
 from engine_core.sequence import NO_ROW, Sequence, SequenceState
 from ipc.messages import NO_LIMIT, NO_LOGPROBS, SamplingParams, Thinking
@@ -67,6 +68,7 @@ class BatchState:
         self.is_restricted = np.zeros(rows, np.bool_)  # to the allowed token ids
         self.thinking: list[Thinking | None] = [None] * rows
         self.has_thinking_limit = np.zeros(rows, np.bool_)
+        self.has_grammar = np.zeros(rows, np.bool_)  # the sequence has a matcher
         self.num_logprobs = np.full(rows, NO_LOGPROBS, np.int32)
         self.pooling = np.zeros(rows, np.int8)  # ipc.messages.Pooling
         self.num_pooled = 0  # running rows that pool
@@ -138,6 +140,12 @@ class BatchState:
         self._freed_rows.append(row)
         return sequence
 
+    def matcher_of(self, row: int) -> Matcher:
+        """Of a row that `has_grammar`."""
+        sequence = self.sequences[row]
+        assert sequence is not None and sequence.matcher is not None
+        return sequence.matcher
+
     def num_known(self, row: int) -> int:
         """Tokens of this row that no pass under way is still to draw."""
         return int(self.num_tokens[row] - self.num_in_flight[row])
@@ -172,6 +180,7 @@ class BatchState:
         thinking = sampling.thinking
         self.thinking[row] = thinking
         self.has_thinking_limit[row] = thinking is not None and thinking.max_tokens != NO_LIMIT
+        self.has_grammar[row] = sampling.grammar is not None
         self.num_logprobs[row] = sampling.num_logprobs
         stop_ids = sampling.stop_token_ids if sampling.ignore_eos else (*self.eos_token_ids, *sampling.stop_token_ids)
         self._widen_stop_ids(len(stop_ids))

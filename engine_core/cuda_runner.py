@@ -2,8 +2,9 @@
 
 A step is one copy in, the pass, one copy out and an event that `result` waits for. What a row drew last stays on the
 device, where its next step reads it: the next plan is launched before the host knows the tokens. Rows that ask for what
-only `engine_core.sampler` does (penalties, biases, min_tokens, limits, logprobs) are sampled again from their logits by
-it; while one runs, the runner does not run ahead, because its next draw depends on what the host knows of the last one.
+only `engine_core.sampler` does (penalties, biases, min_tokens, grammars, limits, logprobs) are sampled again from their
+logits by it; while one runs, the runner does not run ahead, because its next draw depends on what the host knows of the
+last one.
 """
 
 import logging
@@ -173,6 +174,7 @@ class CudaRunner:
                 or bool(state.logit_bias[row])
                 or bool(state.is_restricted[row])
                 or bool(state.has_thinking_limit[row])
+                or bool(state.has_grammar[row])
                 or state.num_logprobs[row] != NO_LOGPROBS
             )
 

@@ -26,6 +26,7 @@ from ipc.sockets import Inbound
 logger = logging.getLogger(__name__)
 
 IDLE_MS = 200  # longest wait for a message: heartbeat and stop flag are looked at this often
+COMPILING_MS = 1  # with a request that waits for its grammar only
 OVERFLOW_RETRY_MS = 3  # with output waiting for a full ring
 MAX_FAILED_STEPS = 3  # in a row
 
@@ -99,6 +100,8 @@ class Engine:
     def _wait_ms(self) -> int:
         if self._scheduler.has_work or self._flight:
             return 0
+        if self._intake.uncompiled:
+            return COMPILING_MS
         return OVERFLOW_RETRY_MS if self._outbox.has_overflow else IDLE_MS
 
     def _look_at_workers(self) -> None:

@@ -7,10 +7,13 @@ token id outside the vocabulary would take down the whole step. Runs in the engi
 import logging
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 
 import numpy as np
+from llguidance import LLMatcher
 from msgspec import structs
 
+from engine_core.grammar import GrammarCompiler, GrammarError
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES
@@ -34,8 +37,11 @@ class Intake:
         vocab_size: int,
         enable_prefix_caching: bool,
         reader_generation: Callable[[int], int | None],
+        grammars: GrammarCompiler,
     ) -> None:
         self._scheduler = scheduler
+        self._grammars = grammars
+        self._uncompiled: dict[int, tuple[Sequence, Future[LLMatcher]]] = {}  # by stream id: wait for their grammars
         self._vocab_size = vocab_size
         self._enable_prefix_caching = enable_prefix_caching
         self._reader_generation = reader_generation
@@ -45,8 +51,15 @@ class Intake:
         self._max_total_len = min(state.max_model_len, scheduler.blocks.num_blocks * state.block_size + 1)
         self._num_arrivals = 0
 
+    @property
+    def uncompiled(self) -> list[int]:
+        """Streams that wait for their grammar to be compiled: the scheduler does not know them yet."""
+        return list(self._uncompiled)
+
     def take(self, inbound: Iterable[Inbound]) -> None:
-        """Handle messages in their order."""
+        """Handle messages in their order, and what has got its grammar meanwhile."""
+        if self._uncompiled:
+            self._admit_compiled()
         for message, prompt in inbound:
             match message:
                 case Generate():
@@ -54,11 +67,48 @@ class Intake:
                 case Resume():
                     self._resume(message, prompt)
                 case Abort(wants_finish=True):
+                    self._release(message.stream_id)
                     self._scheduler.stop(message.stream_id)
                 case Abort():
+                    self._release(message.stream_id)
                     self._scheduler.abort(message.stream_id)
                 case AbortWorker():
+                    for stream_id in self.uncompiled:
+                        if (
+                            slot_of(stream_id) == message.slot
+                            and generation_of(stream_id) != message.generation & 0xFFFF
+                        ):
+                            self._release(stream_id)
                     self._scheduler.abort_slot(message.slot, message.generation)
+
+    def _release(self, stream_id: int) -> None:
+        """To the scheduler without its grammar, to be ended there at once."""
+        waiting = self._uncompiled.pop(stream_id, None)
+        if waiting is not None:
+            self._scheduler.add(waiting[0])
+
+    def _admit_compiled(self) -> None:
+        ready = [stream_id for stream_id, (_, compiled) in self._uncompiled.items() if compiled.done()]
+        for stream_id in ready:
+            sequence, compiled = self._uncompiled.pop(stream_id)
+            if self._is_read(stream_id):
+                self._add(sequence, compiled)
+
+    def _is_read(self, stream_id: int) -> bool:
+        """Whether the stream's worker still lives; if not, its end is reported."""
+        generation = self._reader_generation(slot_of(stream_id))
+        if generation and generation & 0xFFFF != generation_of(stream_id):
+            self._scheduler.drop(stream_id)
+            return False
+        return True
+
+    def _add(self, sequence: Sequence, compiled: "Future[LLMatcher]") -> None:
+        try:
+            sequence.matcher = self._grammars.matcher_of(compiled)
+        except GrammarError as error:
+            self._scheduler.refuse(sequence, FailureCode.GRAMMAR, str(error))
+            return
+        self._scheduler.add(sequence)
 
     def _resume(self, message: Resume, ids: bytes) -> None:
         """As a preempted sequence comes back: prompt and output are computed again, and it goes on behind them."""
@@ -79,12 +129,11 @@ class Intake:
         self, message: Generate, prompt: bytes, *, output: bytes = b"", seed_stream_id: int | None = None
     ) -> None:
         scheduler, stream_id = self._scheduler, message.stream_id
-        generation = self._reader_generation(slot_of(stream_id))
-        if generation is None or scheduler.has(stream_id):
+        is_known = scheduler.has(stream_id) or stream_id in self._uncompiled
+        if is_known or self._reader_generation(slot_of(stream_id)) is None:
             logger.error("request refused: unknown worker or stream in use", extra={"stream_id": stream_id})
             return
-        if generation and generation & 0xFFFF != generation_of(stream_id):
-            scheduler.drop(stream_id)  # its worker died on the way
+        if not self._is_read(stream_id):  # it died on the way
             return
         sequence = self._sequence(message, prompt)
         if seed_stream_id is not None:
@@ -94,7 +143,14 @@ class Intake:
         if fault is not None:
             scheduler.refuse(sequence, FailureCode.INTERNAL, fault)
             return
-        scheduler.add(sequence)
+        if message.sampling.grammar is None:
+            scheduler.add(sequence)
+            return
+        compiled = self._grammars.compile(message.sampling.grammar)
+        if compiled.done():
+            self._add(sequence, compiled)
+        else:
+            self._uncompiled[stream_id] = sequence, compiled
 
     def _sequence(self, message: Generate, prompt: bytes) -> Sequence:
         num_tokens = len(prompt) // 4

@@ -16,6 +16,7 @@ from config.settings import Settings
 from engine_core.batch_state import BatchState
 from engine_core.engine import Engine
 from engine_core.errors import CannotBoot
+from engine_core.grammar import GrammarCompiler
 from engine_core.intake import Intake
 from engine_core.metrics import EngineMetrics
 from engine_core.outbox import Outbox
@@ -51,8 +52,23 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     scheduler = Scheduler(
         state, runner.num_blocks, settings.engine.max_num_batched_tokens, settings.engine.priority_ageing_s
     )
-    socket = EngineSocket(handles.broker_endpoint, handles.index, handles.generation, lambda: scheduler.stream_ids)
-    engine = _build_engine(settings, model, handles, cell, runner, scheduler, socket)
+    outbox = Outbox(
+        [RingWriter(Segment.attach(fd).view) for fd in handles.ring_fds],
+        [Doorbell(fd) for fd in handles.doorbell_fds],
+    )
+    intake = Intake(
+        scheduler,
+        vocab_size=model.vocab_size,
+        enable_prefix_caching=settings.engine.enable_prefix_caching,
+        reader_generation=outbox.reader_generation,
+        grammars=GrammarCompiler(model.tokenizer_path, model.vocab_size, model.eos_token_ids),
+    )
+
+    def stream_ids() -> list[int]:
+        return [*scheduler.stream_ids, *intake.uncompiled]
+
+    socket = EngineSocket(handles.broker_endpoint, handles.index, handles.generation, stream_ids)
+    engine = _build_engine(settings, model, handles, cell, runner, scheduler, outbox, intake, socket)
     cell.progress_permille = 1000
     cell.beat()
     cell.state = State.READY
@@ -136,22 +152,15 @@ def _build_engine(
     cell: Cell,
     runner: Runner,
     scheduler: Scheduler,
+    outbox: Outbox,
+    intake: Intake,
     socket: EngineSocket,
 ) -> Engine:
-    outbox = Outbox(
-        [RingWriter(Segment.attach(fd).view) for fd in handles.ring_fds],
-        [Doorbell(fd) for fd in handles.doorbell_fds],
-    )
     return Engine(
         index=handles.index,
         generation=handles.generation,
         socket=socket,
-        intake=Intake(
-            scheduler,
-            vocab_size=model.vocab_size,
-            enable_prefix_caching=settings.engine.enable_prefix_caching,
-            reader_generation=outbox.reader_generation,
-        ),
+        intake=intake,
         scheduler=scheduler,
         runner=runner,
         outbox=outbox,

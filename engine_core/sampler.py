@@ -1,6 +1,6 @@
 """Logits become token ids, batched over rows, each row by its own parameters. Semantics are vLLM's:
 
-    allowed ids, min_tokens mask and logit bias → penalties → end of thinking
+    allowed ids, grammar, min_tokens mask and logit bias → penalties → end of thinking
     → (greedy rows: argmax) → temperature → min_p → top_k → top_p → draw
 
 A draw inverts the row's cumulative distribution, in token order, at a uniform number that depends on the row's seed and
@@ -32,7 +32,8 @@ class Sampler:
         scored = np.flatnonzero(self._state.num_logprobs[rows] != NO_LOGPROBS)
         logprobs = _log_softmax(logits, scored) if len(scored) else None
         self._mask_all_but_allowed(logits, rows)
-        self._mask_stop_ids(logits, rows)
+        is_complete = self._mask_by_grammar(logits, rows)
+        self._mask_stop_ids(logits, rows, but=is_complete)
         self._add_logit_bias(logits, rows)
         self._penalize(logits, rows)
         self._end_thinking(logits, rows)
@@ -41,7 +42,7 @@ class Sampler:
         failures = {}
         is_finite = np.isfinite(best.values.cpu().numpy())
         if not is_finite.all():
-            failures = {int(row): "the model gave no finite logits" for row in rows[~is_finite]}
+            failures = {int(row): self._fault(int(row)) for row in rows[~is_finite]}
         drawn = np.flatnonzero((self._state.temperature[rows] >= GREEDY_BELOW) & is_finite)
         if len(drawn):
             chosen = logits if len(drawn) == len(rows) else logits[torch.from_numpy(drawn).to(logits.device)]
@@ -69,10 +70,28 @@ class Sampler:
             kept = logits[index, ids]
             logits[index].fill_(-torch.inf)[ids] = kept
 
-    def _mask_stop_ids(self, logits: Tensor, rows: Rows) -> None:
-        """No stop id before min_tokens."""
+    def _mask_by_grammar(self, logits: Tensor, rows: Rows) -> NDArray[np.bool_]:
+        """Nothing that leaves a row's grammar; (m,) where only the end may follow."""
+        state = self._state
+        is_complete = np.zeros(len(rows), np.bool_)
+        for index in np.flatnonzero(state.has_grammar[rows]).tolist():
+            row = int(rows[index])
+            matcher = state.matcher_of(row)
+            allowed = matcher.allowed(state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]])
+            logits[index].masked_fill_(torch.from_numpy(~allowed).to(logits.device), -torch.inf)
+            is_complete[index] = matcher.is_complete
+        return is_complete
+
+    def _fault(self, row: int) -> str:
+        if self._state.has_grammar[row]:
+            return "no token that may be drawn fits the grammar"
+        return "the model gave no finite logits"
+
+    def _mask_stop_ids(self, logits: Tensor, rows: Rows, *, but: NDArray[np.bool_]) -> None:
+        """No stop id before min_tokens, but where nothing else may follow."""
         state = self._state
         too_short = state.num_tokens[rows] - state.num_prompt[rows] < state.min_tokens[rows]
+        too_short &= ~but
         for index in np.flatnonzero(too_short):
             stop_ids = state.stop_ids[rows[index]]
             logits[

@@ -6,6 +6,7 @@ from enum import Enum, auto
 import numpy as np
 from numpy.typing import NDArray
 
+from engine_core.grammar import Matcher
 from ipc.messages import Pooling, SamplingParams, generation_of, number_of, slot_of
 
 NO_ROW = -1
@@ -44,6 +45,8 @@ class Sequence:
     seed_stream_id: int | None = None  # draws as that stream did, when the request brought no seed
     pooling: int = Pooling.NONE
     embedding: NDArray[np.float32] | None = None  # (hidden_size,) of one that pools, when it ends
+
+    matcher: Matcher | None = None  # of the sampling parameters' grammar
 
     state: SequenceState = SequenceState.WAITING
     row: int = NO_ROW

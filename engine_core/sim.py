@@ -63,10 +63,10 @@ class SimRunner:
         rows = plan.sampled_rows
         positions = (state.num_tokens[rows] - state.num_prompt[rows]).astype(np.int64)
         token_ids = self._script[(self._bases[rows] + positions * _STRIDE) % len(self._script)]
+        failures = self._hold_to_grammars(rows, token_ids) if state.has_grammar[rows].any() else {}
         embeddings = self._embeddings(rows) if state.num_pooled else {}
-        return SimLaunched(
-            StepResult(token_ids, embeddings=embeddings), self._end_of_step_s(plan.num_tokens - plan.num_decodes)
-        )
+        result = StepResult(token_ids, failures, embeddings=embeddings)
+        return SimLaunched(result, self._end_of_step_s(plan.num_tokens - plan.num_decodes))
 
     def _embeddings(self, rows: Rows) -> dict[int, NDArray[np.float32]]:
         """Noise that depends on the prompt alone."""
@@ -75,6 +75,21 @@ class SimRunner:
             row: np.random.default_rng(self._bases[row]).standard_normal(self._hidden_size, np.float32)
             for row in pooled
         }
+
+    def _hold_to_grammars(self, rows: Rows, token_ids: Int32Array) -> dict[int, str]:
+        """The end where it is allowed, else the scripted word, else the first token that fits; what nothing fits fails."""
+        state, failures = self._state, {}
+        for index in np.flatnonzero(state.has_grammar[rows]).tolist():
+            row = int(rows[index])
+            known = state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]]
+            allowed = state.matcher_of(row).allowed(known)
+            wanted = [*state.eos_token_ids, int(token_ids[index]), int(allowed.argmax())]
+            fitting = next((token for token in wanted if allowed[token]), None)
+            if fitting is None:
+                failures[row] = "no token fits the grammar"
+            else:
+                token_ids[index] = fitting
+        return failures
 
     def _base(self, row: int) -> int:
         sequence = self._state.sequences[row]

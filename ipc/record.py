@@ -47,6 +47,7 @@ class FailureCode(IntEnum):
     DEADLINE = 1  # not started by its deadline
     TOO_LONG = 2  # can never fit the KV pool
     OVERFLOW = 3  # the worker stopped reading; its streams were cut
+    GRAMMAR = 4  # cannot be compiled for this model
 
 
 class Finish(Struct, frozen=True):

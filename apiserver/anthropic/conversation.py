@@ -13,6 +13,7 @@ import msgspec
 from apiserver.errors import InvalidRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest, ToolChoice, Turn
 from apiserver.schema.requests import ChatRequest, Message, StreamOptions
+from apiserver.schema.structured import JsonSchemaFormat, ResponseFormat
 from apiserver.schema.tools import Tool, named_choice, tool_of
 from apiserver.schema.tools import ToolChoice as ChatToolChoice
 
@@ -198,8 +199,8 @@ def _add_thinking(chat: ChatRequest, request: MessagesRequest | CountTokensReque
     if output is not None:
         chat.reasoning_effort = output.effort
         if output.format is not None:
-            schema = {"name": "output", "schema": output.format.schema}
-            chat.response_format = {"type": "json_schema", "json_schema": schema}
+            schema = JsonSchemaFormat(name="output", schema=output.format.schema)
+            chat.response_format = ResponseFormat(type="json_schema", json_schema=schema)
     if thinking is None:
         return
     if thinking.type == "disabled":

@@ -10,6 +10,7 @@ from typing import Any
 from apiserver.errors import InvalidRequest
 from apiserver.schema.requests import ChatRequest, Message, StreamOptions
 from apiserver.schema.response_requests import ResponseRequest, TextConfig
+from apiserver.schema.structured import JsonSchemaFormat, ResponseFormat
 from apiserver.schema.tools import Tool, ToolChoice, named_choice, tool_of
 
 Item = dict[str, Any]  # Any: JSON, here and below
@@ -190,16 +191,15 @@ def _check_metadata(metadata: dict[str, str] | None) -> None:
             )
 
 
-def _response_format(text: TextConfig | None) -> dict[str, Any] | None:
+def _response_format(text: TextConfig | None) -> ResponseFormat | None:
     form = text.format if text is not None else None
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":
-        return {"type": "json_object"}
+        return ResponseFormat(type="json_object")
     if form.schema is None:
         raise InvalidRequest("text.format.schema is missing", param="text.format.schema")
-    schema = {"name": form.name, "schema": form.schema, "strict": form.strict, "description": form.description}
-    return {"type": "json_schema", "json_schema": schema}
+    return ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(name=form.name or "", schema=form.schema))
 
 
 def _tool(path: str, tool: dict[str, Any]) -> Tool:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from apiserver.errors import InvalidRequest
+from apiserver.schema.structured import StructuredFields
 from apiserver.schema.tools import Tool, ToolChoice
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ class StreamOptions(Struct):
     )
 
 
-class SamplingFields(Struct, kw_only=True):
+class SamplingFields(StructuredFields, kw_only=True):
     """What chat and completion requests share."""
 
     model: str | None = None
@@ -98,12 +99,6 @@ class SamplingFields(Struct, kw_only=True):
     length_penalty: Unserved = None
     bad_words: Unserved = None
     spaces_between_special_tokens: Unserved = None
-    response_format: Unserved = None
-    structured_outputs: Unserved = None
-    guided_json: Unserved = None
-    guided_regex: Unserved = None
-    guided_choice: Unserved = None
-    guided_grammar: Unserved = None
     stream_interval: Unserved = None
     kv_transfer_params: Unserved = None
     ec_transfer_params: Unserved = None

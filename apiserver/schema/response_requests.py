@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from apiserver.schema.requests import NoEffect, StreamOptions, Unserved, decode_with
+from apiserver.schema.structured import StructuredOutputs
 
 
 class Reasoning(Struct):
@@ -82,7 +83,7 @@ class ResponseRequest(Struct, kw_only=True):
     ignore_eos: bool | None = False
     skip_special_tokens: bool | None = True
     include_reasoning: bool | None = None
-    structured_outputs: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
     priority: int | None = 0
     cache_salt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -12,6 +12,7 @@ from apiserver.generation import GenerationRequest, Prompt
 from apiserver.logprobs import MAX_LOGPROBS
 from apiserver.parsed_text import OutputFormat
 from apiserver.schema.requests import ChatRequest, CompletionRequest, SamplingFields
+from apiserver.schema.structured import grammar_or_none
 from config.model_folder import ModelFolder
 from config.settings import ServerSettings
 from ipc.messages import NO_LOGPROBS, SamplingParams, Thinking
@@ -172,6 +173,7 @@ def _sampling(
         num_logprobs=_num_logprobs(request),
         allowed_token_ids=_allowed_token_ids(request, model.vocab_size),
         thinking=thinking,
+        grammar=grammar_or_none(request),
     )
 
 

@@ -12,6 +12,7 @@ from config.settings import EngineSettings, ModelSettings, Settings
 from engine_core.batch_state import BatchState
 from engine_core.cuda_runner import CudaRunner
 from engine_core.engine import Engine
+from engine_core.grammar import GrammarCompiler
 from engine_core.intake import Intake
 from engine_core.metrics import EngineMetrics
 from engine_core.model_runner import build_runner
@@ -76,6 +77,7 @@ class EngineRig:
             intake=Intake(
                 self.scheduler, vocab_size=model.vocab_size, enable_prefix_caching=True,
                 reader_generation=outbox.reader_generation,
+                grammars=GrammarCompiler(model.tokenizer_path, model.vocab_size, model.eos_token_ids),
             ),
             cell=FleetPage(page.view).engines[0],
             metrics=EngineMetrics(

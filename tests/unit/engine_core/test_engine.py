@@ -1,6 +1,7 @@
 """Engine: one turn end to end, with real rings and pages; the broker and the model are fakes."""
 
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from engine_core.batch_state import BatchState
 from engine_core.engine import IDLE_MS, MAX_FAILED_STEPS, OVERFLOW_RETRY_MS, Engine
+from engine_core.grammar import GrammarCompiler
 from engine_core.intake import Intake
 from engine_core.metrics import EngineMetrics
 from engine_core.outbox import Outbox
@@ -112,6 +114,7 @@ class Rig:
                 vocab_size=100,
                 enable_prefix_caching=True,
                 reader_generation=outbox.reader_generation,
+                grammars=GrammarCompiler(Path("none"), 100, ()),
             ),
             scheduler=self.scheduler,
             runner=self.runner,

@@ -1,11 +1,13 @@
 """Intake: messages become sequences, faults become failures."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from engine_core.batch_state import BatchState
+from engine_core.grammar import GrammarCompiler
 from engine_core.intake import Intake
 from engine_core.plan import StepResult
 from engine_core.scheduler import Scheduler
@@ -37,6 +39,7 @@ class Rig:
             vocab_size=100,
             enable_prefix_caching=enable_prefix_caching,
             reader_generation={0: 1}.get,
+            grammars=GrammarCompiler(Path("none"), 100, (2,)),
         )
 
     def generate(self, prompt: bytes, *, stream_id: int = STREAM, **fields: Any) -> None:  # Any: fields of Generate

@@ -163,6 +163,7 @@ def test_frequencies_are_the_probabilities(fields: dict[str, float]) -> None:
     state.num_logprobs = np.full(num_draws, NO_LOGPROBS)
     state.is_restricted = np.zeros(num_draws, np.bool_)
     state.has_thinking_limit = np.zeros(num_draws, np.bool_)
+    state.has_grammar = np.zeros(num_draws, np.bool_)
 
     drawn = np.bincount(sampled(state, logits.repeat(num_draws, 1)), minlength=VOCAB)
 

@@ -1,0 +1,48 @@
+"""The fields that ask for a form become one grammar."""
+
+import json
+from typing import Any
+
+import pytest
+
+from apiserver.schema.requests import decode_chat
+from apiserver.schema.structured import grammar_or_none
+from ipc.grammar import Grammar
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+TAG = {"structures": [{"begin": "<a>", "schema": SCHEMA, "end": "</a>"}], "triggers": ["<a>"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, Grammar("json_object")),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": SCHEMA, "strict": True},
+                }
+            },
+            Grammar("json_schema", json.dumps(SCHEMA, separators=(",", ":"))),
+        ),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, Grammar("json_object")),
+        (
+            {"response_format": {"type": "structural_tag", **TAG}},
+            Grammar("structural_tag", json.dumps(TAG, separators=(",", ":"))),
+        ),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, Grammar("json_schema", json.dumps(SCHEMA))),
+        ({"structured_outputs": {"regex": "[a-z]+"}}, Grammar("regex", "[a-z]+")),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, Grammar("choice", '["a","b"]')),
+        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, Grammar("ebnf", 'root ::= "a"')),
+        ({"structured_outputs": {"json_object": True}}, Grammar("json_object")),
+        ({"structured_outputs": {"structural_tag": json.dumps(TAG)}}, Grammar("structural_tag", json.dumps(TAG))),
+        ({"guided_regex": "a"}, Grammar("regex", "a")),
+    ],
+)
+def test_each_way_to_ask_is_one_grammar(fields: dict[str, Any], grammar: Grammar | None) -> None:
+    request = decode_chat(json.dumps({"messages": [], **fields}).encode())
+
+    assert grammar_or_none(request) == grammar
