@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from config.settings import EngineSettings
-from ipc.messages import SamplingParams
+from ipc.messages import Pooling, SamplingParams
 from tests.parity.in_process_engine import InProcessEngine
 
 MAX_REGRET = 0.15
@@ -150,6 +150,27 @@ def test_what_the_host_samples_is_sampled_by_its_rules(checkpoint: Any) -> None:
     check(model, asked[:1], outputs[:1])
     assert outputs[1] == [7] * 48
     assert len(set(outputs[3])) > len(set(outputs[0])) or len(set(outputs[3])) == 48
+
+
+@pytest.mark.parametrize("max_num_batched_tokens", [1024, 128])
+def test_embeddings_are_the_pooled_hidden_states(checkpoint: Any, max_num_batched_tokens: int) -> None:
+    folder, model = checkpoint
+    asked = prompts()
+    poolings = [Pooling.LAST, Pooling.MEAN, Pooling.NONE] * (len(asked) // 3)
+    params = [greedy(1) if pooling else greedy() for pooling in poolings]
+    engine = engine_of(folder, max_num_batched_tokens=max_num_batched_tokens)
+
+    outputs = engine.generate(asked, params, poolings)
+
+    check(model, asked[2::3], outputs[2::3])
+    for place, pooling in enumerate(poolings):
+        if pooling is Pooling.NONE:
+            continue
+        with torch.inference_mode():
+            states = model.model(torch.tensor([asked[place]], device=model.device)).last_hidden_state[0]
+        wanted = (states[-1] if pooling is Pooling.LAST else states.mean(0)).cpu()
+        found = torch.from_numpy(engine.embeddings[place])
+        assert torch.cosine_similarity(found, wanted, dim=0) > 0.999, f"{place=} {pooling=}"
 
 
 def test_a_steady_decode_neither_synchronizes_nor_allocates(checkpoint: Any) -> None:
