@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check kills overload chaos ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check kills overload chaos fuzz ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test image clean
 
 install: $(STAMP)
@@ -81,6 +81,12 @@ overload: install
 
 chaos: install
 	$(BIN)/python -m loadtests.chaos.chaos --seconds 360 --seeds 5
+
+# 100 000 spoiled requests, then schemathesis over /openapi.json, each against a sim fleet; `make test` has a short form.
+fuzz: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python -m loadtests.fuzz.fuzz --out loadtests/results/fuzzing.md
+	$(BIN)/python -m loadtests.fuzz.schema
 
 # The Helm chart: lint, every values file rendered, strict schemas of Kubernetes 1.30 to 1.37 and of the CRDs.
 chart: chart-tools

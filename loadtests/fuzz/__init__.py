@@ -1,0 +1,1 @@
+"""Requests no client should send, and what the fleet makes of them."""
