@@ -30,6 +30,10 @@ class AnswerParser:
     def num_markers(self) -> int:
         return self._reasoning.num_markers if self._reasoning is not None else 0
 
+    def simple_part_or_none(self, piece: str) -> Part | None:
+        part = Content(piece) if self._reasoning is None else self._reasoning.simple_part_or_none(piece)
+        return self._calls.simple_part_or_none(piece) if isinstance(part, Content) else part
+
     def feed(self, piece: str) -> list[Part]:
         return self._with_calls([Content(piece)] if self._reasoning is None else self._reasoning.feed(piece))
 

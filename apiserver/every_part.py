@@ -26,6 +26,9 @@ class EveryPart:
     def num_markers(self) -> int:
         return 0 if self._parser is None else self._parser.num_markers
 
+    def simple_part_or_none(self, piece: str) -> Part | None:
+        return Content(piece) if self._parser is None else self._parser.simple_part_or_none(piece)
+
     def feed(self, piece: str) -> list[Part]:
         return [Content(piece)] if self._parser is None else self._parser.feed(piece)
 

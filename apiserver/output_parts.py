@@ -59,6 +59,11 @@ class OutputParser(Protocol):
         """Markers taken out of the text so far."""
         ...
 
+    def simple_part_or_none(self, piece: str) -> Part | None:
+        """What `feed` would give, where that is one part of this text and nothing is held back before or behind; else None,
+        and the piece is still to be fed."""
+        ...
+
     def feed(self, piece: str) -> list[Part]: ...
 
     def finish(self) -> list[Part]:

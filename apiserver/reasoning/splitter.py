@@ -11,12 +11,13 @@ class ReasoningSplitter:
     An answer that ends without an end marker was all reasoning, as in vLLM.
     """
 
-    __slots__ = ("_end", "_ends", "_held", "_phase", "_start", "num_markers")
+    __slots__ = ("_end", "_ends", "_firsts", "_held", "_phase", "_start", "num_markers")
 
     def __init__(self, style: ReasoningStyle, phase: Phase, *, interruptions: tuple[str, ...] = ()) -> None:
         """An interruption ends the reasoning, too, and is content: a call that a model makes while it thinks."""
         self._start, self._end = style.start, style.end
         self._ends = (style.end, *interruptions)
+        self._firsts = "".join({end[0] for end in self._ends})
         self._phase = phase
         self._held = ""
         self.num_markers = 0
@@ -32,6 +33,16 @@ class ReasoningSplitter:
     @property
     def is_plain(self) -> bool:
         return self._phase is Phase.ANSWERING
+
+    def simple_part_or_none(self, piece: str) -> Part | None:
+        if self._phase is Phase.ANSWERING:
+            return Content(piece)
+        if self._phase is not Phase.THINKING or self._held:
+            return None
+        for first in self._firsts:
+            if first in piece:
+                return None
+        return Reasoning(piece)
 
     def feed(self, piece: str) -> list[Part]:
         text, self._held = self._held + piece, ""

@@ -48,6 +48,15 @@ class CallParser:
     def is_plain(self) -> bool:
         return False
 
+    def simple_part_or_none(self, piece: str) -> Part | None:
+        """As of apiserver.output_parts.OutputParser."""
+        if self._state != self._outside or self._text or self._is_beside_call:
+            return None
+        for marker in self.markers:
+            if marker[0] in piece:
+                return None
+        return Content(piece)
+
     def feed(self, piece: str) -> list[Part]:
         self._text += piece
         return self._run()

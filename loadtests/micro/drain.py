@@ -1,9 +1,10 @@
 """Ring record to bytes on a transport: what one streamed token costs a worker in CPU, the kernel's send left out.
 
-    python -m loadtests.micro.drain [--steps 400] [--cprofile]
+    python -m loadtests.micro.drain [--steps 400] [--parser reasoning] [--cprofile]
 
 Everything is the worker's own code: ring, engine client, choices, token table, event envelopes, metrics page, HTTP
-protocol. Only the two ends are replaced: the engine is a ring writer in this process, the transport counts bytes.
+protocol. Only the two ends are replaced: the engine is a ring writer in this process, the transport counts bytes. With
+`--parser` the text is one that a parser reads: reasoning that goes on, or content in which a call may begin.
 """
 
 import argparse
@@ -17,16 +18,22 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from apiserver.answer_parser import AnswerParser
 from apiserver.engine_client import EngineClient
-from apiserver.event_stream import StreamedResponse
+from apiserver.event_stream import ChoiceOf, StreamedChoice, StreamedResponse
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.http_protocol import FleetHttpProtocol
 from apiserver.journal import Journal
 from apiserver.logprobs import TokenTexts
 from apiserver.metrics import WorkerMetrics
+from apiserver.parsed_choice import parsed_choice_of
+from apiserver.parsed_text import OutputFormat, ParsedText
+from apiserver.reasoning.splitter import ReasoningSplitter
+from apiserver.reasoning.style import STYLES, Phase
 from apiserver.schema.responses import ChatEvents
 from apiserver.text_stream import TextStream
 from apiserver.token_table import TokenTable, build_token_table
+from apiserver.tools.hermes import HermesParser
 from config.model_folder import ModelFolder, read_model_folder
 from config.settings import ModelSettings, ServerSettings
 from engine_core.model_source import find_model
@@ -81,7 +88,9 @@ class SilentBroker:
 class Bench:
     """One worker with `num_streams` open chat streams, each on a connection of its own."""
 
-    def __init__(self, model: ModelFolder, token_table: TokenTable, num_streams: int) -> None:
+    def __init__(
+        self, model: ModelFolder, token_table: TokenTable, num_streams: int, output_format: OutputFormat | None
+    ) -> None:
         view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
         format_ring(view, RING_BYTES)
         self._writer = RingWriter(view)
@@ -101,6 +110,7 @@ class Bench:
         self._model_name = model.name
         self._whole = [number for number, text in enumerate(token_table.escaped) if text is not None]
         self._num_streams = num_streams
+        self._format = output_format
         self._random = random.Random(0)
         self.transports: list[CountingTransport] = []
 
@@ -155,11 +165,14 @@ class Bench:
             max_tokens=(1 << 20,),
             is_stream=True,
         )
-        text = TextStream(self._token_table, _NoDecoder())
         texts = TokenTexts(self._token_table, _NoDecoder())
         events = ChatEvents("chatcmpl-00000000000000000000000000000000", self._model_name, texts)
         buffer_bytes = ServerSettings().stream_buffer_bytes
-        response = StreamedResponse(request, events, [text], self._client, self._metrics, buffer_bytes)
+        text: TextStream = TextStream(self._token_table, _NoDecoder())
+        choice_of: ChoiceOf = StreamedChoice
+        if self._format is not None:
+            text, choice_of = ParsedText(self._format, self._token_table, _NoDecoder()), parsed_choice_of(events)
+        response = StreamedResponse(request, events, [text], self._client, self._metrics, buffer_bytes, choice_of)
         await response.run(scope, receive, send)
 
 
@@ -180,14 +193,21 @@ async def measure(bench: Bench, steps: int, tokens_per_drain: int, num_streams: 
     return runs_us
 
 
-async def run(steps: int, profile: cProfile.Profile | None) -> str:
+FORMATS: dict[str, OutputFormat | None] = {
+    "none": None,
+    "reasoning": OutputFormat(lambda: ReasoningSplitter(STYLES["qwen3"], Phase.THINKING)),
+    "tools": OutputFormat(lambda: AnswerParser(None, HermesParser({}))),
+}
+
+
+async def run(steps: int, parser: str, profile: cProfile.Profile | None) -> str:
     path = find_model(ModelSettings()).path
     model = read_model_folder(Path(path), ModelSettings())
     token_table = build_token_table(model)
     assert token_table is not None, "the embedded model is byte-level BPE"
     rows = []
     for num_streams in (64, 256):
-        bench = Bench(model, token_table, num_streams)
+        bench = Bench(model, token_table, num_streams, FORMATS[parser])
         await bench.open()
         bench.step(1)
         for tokens_per_drain in (1, 8):
@@ -204,11 +224,12 @@ async def run(steps: int, profile: cProfile.Profile | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=400, help="engine steps per run")
+    parser.add_argument("--parser", choices=FORMATS, default="none", help="what reads the text")
     parser.add_argument("--cprofile", action="store_true", help="print where the time goes; distorts the figures")
     arguments = parser.parse_args()
     profile = cProfile.Profile() if arguments.cprofile else None
     print(machine())
-    print(asyncio.run(run(arguments.steps, profile)))
+    print(asyncio.run(run(arguments.steps, arguments.parser, profile)))
     if profile is not None:
         profile.print_stats("tottime")
 

@@ -17,7 +17,8 @@ def split(pieces: list[str], phase: Phase) -> tuple[str, str]:
     splitter = ReasoningSplitter(STYLE, phase)
     parts: list[Part] = []
     for piece in pieces:
-        parts += splitter.feed(piece)
+        simple = splitter.simple_part_or_none(piece)
+        parts += splitter.feed(piece) if simple is None else [simple]
     parts += splitter.finish()
     return joined(parts, Reasoning), joined(parts, Content)
 
@@ -28,7 +29,10 @@ def joined(parts: list[Part], *kinds: type[Content] | type[Reasoning]) -> str:
 
 @given(answer=ANSWERS, places=cuts(), phase=st.sampled_from(Phase))
 def test_any_pieces_give_the_same_split(answer: str, places: list[int], phase: Phase) -> None:
-    assert split(cut(answer, places), phase) == split([answer], phase)
+    splitter = ReasoningSplitter(STYLE, phase)
+    whole = splitter.feed(answer) + splitter.finish()
+
+    assert split(cut(answer, places), phase) == (joined(whole, Reasoning), joined(whole, Content))
 
 
 @given(answer=ANSWERS, phase=st.sampled_from(Phase))

@@ -41,7 +41,8 @@ TEXT_CALLS = st.lists(
 def parts_of(parser: CallParser, pieces: list[str]) -> list[Part]:
     parts: list[Part] = []
     for piece in pieces:
-        parts += parser.feed(piece)
+        simple = parser.simple_part_or_none(piece) if piece else None
+        parts += parser.feed(piece) if simple is None else [simple]
     return parts + parser.finish()
 
 
