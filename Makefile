@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check kills overload chaos fuzz ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check kills overload chaos fuzz page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test image clean
 
 install: $(STAMP)
@@ -81,6 +81,12 @@ overload: install
 
 chaos: install
 	$(BIN)/python -m loadtests.chaos.chaos --seconds 360 --seeds 5
+
+# The page at /, in Chromium.
+page-test: install
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[page]'
+	$(BIN)/python -m pytest -m ops tests/page
 
 # 100 000 spoiled requests, then schemathesis over /openapi.json, each against a sim fleet; `make test` has a short form.
 fuzz: install

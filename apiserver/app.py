@@ -87,6 +87,8 @@ def routes_of(services: Services) -> list[Route]:
         Route("/openapi.json", OpenApi(describe), methods=["GET"]),
         Route("/docs", StaticPage("docs.html"), methods=["GET"]),
     ]
+    if services.settings.server.ui:
+        routes.append(Route("/", StaticPage("chat.html"), methods=["GET"]))
     return routes
 
 

@@ -43,6 +43,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     is_stream: bool = False
     include_usage: bool = False
+    include_stages: bool = False  # in the usage
     priority: int = 0
     cache_salt: bytes = b""  # only requests with the same one share K/V
     deadline_s: float | None = None
@@ -76,11 +77,20 @@ def replace_params(sampling: SamplingParams, *, max_tokens: int, seed: int | Non
     return SamplingParams(**{**fields, "max_tokens": max_tokens, "seed": seed})
 
 
+class Stages(Struct, frozen=True):
+    """Milliseconds that the engine's longest choice took."""
+
+    queue: float
+    prefill: float
+    decode: float
+
+
 class Usage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int | None = None  # None: the model's answers are not parsed for reasoning
+    stages: Stages | None = None
 
 
 class Choice:
@@ -315,7 +325,21 @@ def usage_of(request: GenerationRequest, choices: Sequence[Choice]) -> Usage:
         completion_tokens=sum(choice.num_tokens for choice in choices),
         cached_tokens=sum(choice.engine_finish.num_cached_tokens for choice in firsts if choice.engine_finish),
         reasoning_tokens=_num_reasoning_tokens(choices) if request.counts_reasoning else None,
+        stages=stages_of(choices) if request.include_stages else None,
     )
+
+
+def stages_of(choices: Sequence[Choice]) -> Stages | None:
+    """Those of the choice that took the engine longest; None: no choice came to its end."""
+    finishes = [choice.engine_finish for choice in choices if choice.engine_finish is not None]
+    slowest = max(finishes, key=_engine_us, default=None)
+    if slowest is None:
+        return None
+    return Stages(*(round(us / 1e3, 1) for us in (slowest.queue_us, slowest.prefill_us, slowest.decode_us)))
+
+
+def _engine_us(finish: Finish) -> int:
+    return finish.queue_us + finish.prefill_us + finish.decode_us
 
 
 def _num_reasoning_tokens(choices: Sequence[Choice]) -> int:

@@ -55,6 +55,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     ssl_keyfile: Annotated[str | None, Meta(description="private key in PEM; with --ssl-certfile: serve https")] = None
     ssl_certfile: Annotated[str | None, Meta(description="certificate chain in PEM")] = None
+    ui: Annotated[bool, Meta(description="serve a page at / to chat with the model")] = True
     allowed_origins: Annotated[tuple[str, ...], Meta(description="CORS origins; none: CORS is off")] = ()
     max_body_bytes: Annotated[int, Meta(ge=1024, description="larger request bodies are refused with 413")] = (
         32 * 1024 * 1024

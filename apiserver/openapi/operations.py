@@ -54,5 +54,6 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/load"): Operation("facts", "Choices in flight on the answering worker"),
     ("GET", "/metrics"): Operation("facts", "Prometheus metrics of the whole fleet", answers=(METRICS,)),
     ("GET", "/openapi.json"): Operation("facts", "This description"),
+    ("GET", "/"): Operation("pages", "Chat with the model", answers=(HTML,)),
     ("GET", "/docs"): Operation("pages", "This description, to be read", answers=(HTML,)),
 }

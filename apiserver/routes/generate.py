@@ -20,7 +20,6 @@ from apiserver.schema.requests import SamplingFields
 from apiserver.schema.validate import request_id_or_none
 from apiserver.services import Services
 from apiserver.text_stream import TextStream
-from ipc.record import Finish
 
 DEADLINE_HEADER = b"x-request-deadline-ms"
 
@@ -132,19 +131,13 @@ def _log(
         finish=",".join(sorted({_ending(choice) for choice in choices})),
     )
     log["preprocess_ms"] = round((choices[0].submitted_s - started_s) * 1e3, 1)
-    slowest = max((choice.engine_finish for choice in choices if choice.engine_finish), key=_engine_us, default=None)
-    if slowest is not None:
-        log["queue_ms"] = round(slowest.queue_us / 1e3, 1)
-        log["prefill_ms"] = round(slowest.prefill_us / 1e3, 1)
-        log["decode_ms"] = round(slowest.decode_us / 1e3, 1)
+    stages = generation.stages_of(choices)
+    if stages is not None:
+        log["queue_ms"], log["prefill_ms"], log["decode_ms"] = stages.queue, stages.prefill, stages.decode
     if ttfts_s:
         log["ttft_ms"] = round(min(ttfts_s) * 1e3, 1)
     if is_disconnected:
         log["is_disconnected"] = True
-
-
-def _engine_us(finish: Finish) -> int:
-    return finish.queue_us + finish.prefill_us + finish.decode_us
 
 
 def _ending(choice: Choice) -> str:

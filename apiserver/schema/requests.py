@@ -41,6 +41,7 @@ class Message(Struct):
 class StreamOptions(Struct):
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
+    include_stages: bool | None = False  # ours: the usage says how long the engine's stages took
     include_obfuscation: NoEffect = (
         None  # OpenAI pads its events against traffic analysis; a client may say it need not
     )

@@ -27,6 +27,8 @@ def usage_object(usage: Usage) -> dict[str, Any]:  # Any: JSON
     }
     if usage.reasoning_tokens is not None:
         content["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    if usage.stages is not None:
+        content["stages_ms"] = usage.stages
     return content
 
 

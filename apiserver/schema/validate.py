@@ -59,6 +59,7 @@ def generation_request(
         skip_special_tokens=request.skip_special_tokens is not False,
         is_stream=bool(request.stream),
         include_usage=_include_usage(request),
+        include_stages=bool(request.stream_options and request.stream_options.include_stages),
         priority=_within("priority", request.priority, 0, -INT32_MAX - 1, INT32_MAX),
         cache_salt=_cache_salt(request),
         deadline_s=deadline_s,
@@ -274,7 +275,7 @@ def _include_usage(request: SamplingFields) -> bool:
     if options.continuous_usage_stats:
         param = "stream_options.continuous_usage_stats"
         raise InvalidRequest(f"{param} is not supported by this server", param=param)
-    return bool(options.include_usage)
+    return bool(options.include_usage or options.include_stages)
 
 
 def _wanted_tokens(request: ChatRequest | CompletionRequest) -> int | None:

@@ -100,7 +100,9 @@ def _may_be_unfinished(raw: bytes) -> bool:
 
 
 def status_of(answer: bytes) -> int:
-    """NO_ANSWER of what is no HTTP."""
+    """Of the last head; NO_ANSWER of what is no HTTP."""
+    if answer.startswith(b"HTTP/1.1 100 "):
+        answer = answer.partition(b"\r\n\r\n")[2]
     parts = answer.split(b" ", 2)
     return int(parts[1]) if answer.startswith(b"HTTP/1.") and len(parts) > 1 and parts[1].isdigit() else NO_ANSWER
 

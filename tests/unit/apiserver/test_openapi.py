@@ -1,6 +1,8 @@
 """/openapi.json: every route, every struct, and schemas that take what clients really send; /docs."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -11,6 +13,7 @@ from apiserver.app import routes_of
 from apiserver.openapi.document import UndocumentedRoutes, document
 from apiserver.openapi.operations import OPERATIONS
 from apiserver.schema.unsupported import TABLES
+from config.settings import ServerSettings
 from tests.unit.apiserver.worker_rig import WorkerRig, make_model_folder
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
@@ -134,6 +137,24 @@ def test_docs_is_one_page_that_loads_nothing_from_elsewhere(rig: WorkerRig) -> N
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in response.headers["content-security-policy"]
     assert "http://" not in response.text and "https://" not in response.text and "//cdn" not in response.text
+
+
+def test_the_chat_page_is_there_unless_it_is_off(rig: WorkerRig) -> None:
+    off = WorkerRig(Path(rig.model.path), preloaded=rig.preloaded, server=ServerSettings(ui=False))
+
+    assert "script-src 'sha256-" in rig.get("/").headers["content-security-policy"]
+    assert off.get("/").status_code == 404 and "/" not in off.get("/openapi.json").json()["paths"]
+
+
+def test_a_stream_says_its_stages_to_who_asks(rig: WorkerRig) -> None:
+    def usage(options: dict[str, bool]) -> dict[str, Any]:
+        text = rig.post("/v1/chat/completions", {**CHAT, "stream": True, "stream_options": options}).text
+        *_, last = (json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {"))
+        found: dict[str, Any] = last["usage"]
+        return found
+
+    assert "stages_ms" not in usage({"include_usage": True})
+    assert set(usage({"include_stages": True})["stages_ms"]) == {"queue", "prefill", "decode"}
 
 
 def test_the_schemas_are_json_schemas(api: Any) -> None:
