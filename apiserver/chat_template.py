@@ -8,6 +8,7 @@ the request's fault (400) and nobody else's. Environment and treatment of messag
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -99,6 +100,16 @@ class ChatTemplate:
                 f"the chat template failed on these messages: {type(error).__name__}: {error}", param="messages"
             ) from None
         return "".join(pieces)
+
+    @cached_property
+    def takes_late_system(self) -> bool:
+        """Whether a system message may stand behind others; some templates refuse it."""
+        turns = [{"role": role, "content": "a"} for role in ("system", "user", "system", "user")]
+        try:
+            self.render(turns, add_generation_prompt=True)
+        except InvalidRequest:
+            return False
+        return True
 
 
 def build_chat_template(model: ModelFolder) -> ChatTemplate | None:

@@ -61,6 +61,13 @@ def counted_chat(request: MessagesRequest | CountTokensRequest) -> ChatRequest:
     return chat
 
 
+def merge_late_system(chat: ChatRequest) -> None:
+    """For a template that takes system messages at the beginning only: the later ones are said there, as in vLLM."""
+    texts = [message.content for message in chat.messages if message.role == "system"]
+    others = [message for message in chat.messages if message.role != "system"]
+    chat.messages = [Message(role="system", content="\n".join(str(text) for text in texts)), *others]
+
+
 def _is_prefill(turn: Turn) -> bool:
     """Text of the assistant's at the end is the beginning of the answer."""
     return turn.role == "assistant" and (

@@ -5,7 +5,7 @@ import time
 from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
-from apiserver.anthropic.conversation import FIELDS, chat_request, counted_chat
+from apiserver.anthropic.conversation import FIELDS, chat_request, counted_chat, merge_late_system
 from apiserver.anthropic.events import MessageEvents, message_body
 from apiserver.asgi import read_body, send_json
 from apiserver.every_part import every_part
@@ -14,6 +14,7 @@ from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat_intake import ChatIntake
 from apiserver.routes.generate import answer, check_model
 from apiserver.schema.messages import decode_count_tokens, decode_messages
+from apiserver.schema.requests import ChatRequest
 from apiserver.schema.unsupported import refuse_unsupported
 from apiserver.services import Services
 
@@ -29,7 +30,7 @@ class Messages:
         refuse_unsupported(request)
         request_id = scope["state"]["request_id"]
         with told_as(FIELDS):
-            chat = chat_request(request)
+            chat = _fitted(chat_request(request), services)
             refuse_unsupported(chat)
             started_s = time.monotonic()
             rendered = await self._intake.rendered(chat, bounded_field="messages")
@@ -57,7 +58,16 @@ class CountTokens:
         check_model(request.model, services)
         refuse_unsupported(request)
         with told_as(FIELDS):
-            chat = counted_chat(request)
+            chat = _fitted(counted_chat(request), services)
             refuse_unsupported(chat)
             rendered = await self._intake.rendered(chat, bounded_field=None)
         await send_json(send, {"input_tokens": rendered.prompt.num_tokens})
+
+
+def _fitted(chat: ChatRequest, services: Services) -> ChatRequest:
+    """As the model's template can say it."""
+    template = services.preloaded.chat_template
+    has_late_system = any(message.role == "system" for message in chat.messages[1:])
+    if has_late_system and template is not None and not template.takes_late_system:
+        merge_late_system(chat)
+    return chat

@@ -1,6 +1,7 @@
 """The real model, asked by the real `anthropic` client."""
 
 import asyncio
+import json
 
 import anthropic
 import httpx
@@ -85,6 +86,25 @@ def test_a_repeated_conversation_is_read_from_the_cache(client: Anthropic, model
 
     assert message.stop_reason == "max_tokens"
     assert (message.usage.cache_read_input_tokens or 0) >= 64
+
+
+def test_an_output_format_is_kept(client: Anthropic, model: str) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Rome", "Paris", "Berlin"]}, "is_in_europe": {"type": "boolean"}},
+        "required": ["city", "is_in_europe"],
+        "additionalProperties": False,
+    }
+
+    message = client.messages.create(
+        model=model,
+        messages=QUESTION,
+        max_tokens=32,
+        output_config={"format": {"type": "json_schema", "schema": schema}},
+        extra_body=GREEDY,
+    )
+
+    assert json.loads(text_of(message)).keys() == {"city", "is_in_europe"}
 
 
 def test_errors_are_the_clients_own_exceptions(client: Anthropic, model: str) -> None:

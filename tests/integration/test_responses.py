@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
 from openai import OpenAI
+from pydantic import BaseModel
 
 from tests.integration.fleet import Fleet
 
@@ -75,6 +76,21 @@ def test_logprobs_are_part_of_the_text(client: Any, model: str) -> None:
         logprobs = answer.output[0].content[0].logprobs
         assert "".join(entry.token for entry in logprobs).startswith(answer.output_text)
         assert all(len(entry.top_logprobs) == 2 for entry in logprobs)
+
+
+class Capital(BaseModel):
+    city: Literal["Rome", "Paris", "Berlin"]
+    is_in_europe: bool
+
+
+def test_parse_gives_the_clients_own_type(client: Any, model: str) -> None:
+    answer = client.responses.parse(model=model, input=QUESTION, text_format=Capital, **SHORT)
+    with client.responses.stream(model=model, input=QUESTION, text_format=Capital, **SHORT) as stream:
+        streamed = stream.get_final_response()
+
+    assert isinstance(answer.output_parsed, Capital)
+    assert streamed.output_parsed == answer.output_parsed
+    assert answer.text.format.type == "json_schema"
 
 
 def test_errors_are_the_clients_own_exceptions(client: Any, model: str) -> None:

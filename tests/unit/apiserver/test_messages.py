@@ -171,6 +171,18 @@ def test_a_system_turn_stands_where_it_was(rig: WorkerRig) -> None:
     assert "hi<|im_end|>\n<|im_start|>system\nNow rhyme.<|im_end|>\n<|im_start|>user\ngo" in prompt_of(rig, turns)
 
 
+def test_a_late_system_turn_is_said_first_where_the_template_takes_none(tmp_path: Path) -> None:
+    strict = (
+        "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('no') }}{% endif %}"
+    )
+    rig = WorkerRig(make_model_folder(tmp_path / "strict", template=strict + "{% endfor %}" + CHATML))
+    turns = [*TURNS, {"role": "system", "content": "Now rhyme."}, {"role": "user", "content": "go"}]
+
+    text = prompt_of(rig, turns, system="Be brief.")
+
+    assert text.startswith("<|im_start|>system\nBe brief.\nNow rhyme.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n")
+
+
 def test_text_of_the_assistant_at_the_end_is_continued(rig: WorkerRig) -> None:
     for content in ("The best answer is (", [{"type": "text", "text": "The best answer is ("}]):
         text = prompt_of(rig, [*TURNS, {"role": "assistant", "content": content}])
@@ -332,6 +344,22 @@ def test_reasoning_is_a_block_of_thinking_in_front(thinker: Path, stream: bool) 
         {"type": "thinking", "thinking": THOUGHT, "signature": ""},
         {"type": "text", "text": TEXT},
     ]
+
+
+def test_a_thinking_budget_is_the_engines(thinker: Path) -> None:
+    rig = WorkerRig(thinker, text=f"{THOUGHT}</think>{TEXT}")
+
+    ask(rig, thinking={"type": "enabled", "budget_tokens": 1024})
+
+    thinking = rig.engine.requests[0].sampling.thinking
+    assert thinking is not None and thinking.max_tokens == 1024
+
+
+def test_a_thinking_budget_of_a_model_that_does_not_think_is_refused(rig: WorkerRig) -> None:
+    response = ask(rig, thinking={"type": "enabled", "budget_tokens": 1024})
+
+    assert response.status_code == 400
+    assert error_of(response)["message"].startswith("thinking.budget_tokens")
 
 
 @pytest.mark.parametrize("stream", [False, True])
