@@ -18,6 +18,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 EXTENSION = "tokenfleet.stream_writer"
 CONTINUE = b"HTTP/1.1 100 "
+MAX_HEAD_BYTES = (
+    64 * 1024
+)  # request line and headers; what one read brings is parsed whatever its size, 256 KiB at most
+HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class ConnectionListener(Protocol):
@@ -124,15 +128,37 @@ class FleetHttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol, which also tells the response in progress of its connection."""
 
     listener: ConnectionListener | None = None
-    _head_timer: asyncio.TimerHandle | None = None  # until the connection's first head is whole
+    _slow_timer: asyncio.TimerHandle | None = None  # runs while the client owes us a head or a body
+    _is_in_head = False
+    _head_bytes = 0  # of this head, beyond the read that it began in
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """A client that says nothing, or says it too slowly, does not keep its connection; uvicorn sees to later heads."""
+        """A client that says nothing, or says it too slowly, does not keep its connection."""
         super().connection_made(transport)
-        self._head_timer = self.loop.call_later(self.timeout_keep_alive, transport.close)
+        self._slow_timer = self.loop.call_later(self.timeout_keep_alive, self._on_slow)
+
+    def data_received(self, data: bytes) -> None:
+        """Most requests come whole, in one read, and need no timer."""
+        was_in_head = self._is_in_head
+        super().data_received(data)
+        if self._is_in_head:
+            if was_in_head:
+                self._head_bytes += len(data)
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    self._refuse_head()
+                    return
+        elif self.cycle is None or not self.cycle.more_body:
+            return
+        if self._slow_timer is None and not self.transport.is_closing():
+            self._slow_timer = self.loop.call_later(self.timeout_keep_alive, self._on_slow)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head = True
 
     def on_headers_complete(self) -> None:
-        self._forget_head_timer()
+        self._is_in_head, self._head_bytes = False, 0
+        self._forget_slow_timer()
         previous = self.cycle
         super().on_headers_complete()
         if self.cycle is not previous:  # else an upgrade took the connection
@@ -141,6 +167,10 @@ class FleetHttpProtocol(HttpToolsProtocol):
             if self.scope["method"] != "HEAD":  # which has no body to join
                 self.cycle.transport = joining  # type: ignore[assignment]  # the part of a transport that a cycle uses
             self.scope["extensions"] = {EXTENSION: StreamWriter(self, self.cycle, joining)}  # type: ignore[dict-item]
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._forget_slow_timer()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -154,15 +184,29 @@ class FleetHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._forget_head_timer()
+        self._forget_slow_timer()
         listener, self.listener = self.listener, None
         if listener is not None:
             listener.on_disconnected()
 
-    def _forget_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _on_slow(self) -> None:
+        """The request is still not whole. While we do not read, the client is not to blame."""
+        self._slow_timer = None
+        if self.flow.read_paused or self.pipeline:
+            self._slow_timer = self.loop.call_later(self.timeout_keep_alive, self._on_slow)
+        else:
+            self.transport.close()
+
+    def _refuse_head(self) -> None:
+        """Unless an answer is on its way, which this would fall into."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(HEAD_TOO_LARGE)
+        self.transport.close()
+
+    def _forget_slow_timer(self) -> None:
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
+            self._slow_timer = None
 
 
 def stream_writer_of(scope: Any) -> StreamWriter | None:  # Any: ASGI scopes are dicts of many types

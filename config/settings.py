@@ -86,7 +86,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         int, Meta(ge=4096, description="unsent bytes at which one slow client's stream is aborted")
     ] = 4 * 1024 * 1024
     timeout_keep_alive_s: Annotated[
-        float, Meta(gt=0, description="idle connections, and those without a whole request head, are closed after")
+        float, Meta(gt=0, description="idle connections, and requests that are not whole by then, are closed after")
     ] = 75.0
     resume: Annotated[
         bool, Meta(description="requests whose engine died go on in its successor; else they end with an error")

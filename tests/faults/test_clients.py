@@ -107,22 +107,66 @@ def test_hundreds_of_idle_connections_cost_nobody_anything(fleet: Fleet) -> None
             client.close()
 
 
-def test_a_client_that_never_finishes_its_first_head_is_cut_off(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("phase", ["first head", "later head", "body", "chunked body"])
+def test_a_client_that_never_finishes_what_it_says_is_cut_off(model_folder: Path, tmp_path: Path, phase: str) -> None:
+    chunked = b"POST /v1/completions HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n"
+    begin, more = {
+        "first head": (b"GET /v1/models HTTP/1.1\r\nx-a: ", b"a"),
+        "later head": (b"GET /v1/models HTTP/1.1\r\nhost: test\r\n\r\nGET /v1/models HTTP/1.1\r\nx-a: ", b"a"),
+        "body": (HEAD % 1000, b" "),
+        "chunked body": (chunked, b"1\r\n \r\n"),
+    }[phase]
     flags = ("--engine", "sim", "--workers", "1", "--timeout-keep-alive-s", "1")
     with Fleet(tmp_path / "log", str(model_folder), *flags) as fleet, connect(fleet) as silent, connect(fleet) as loris:
         started_s = time.monotonic()
-        loris.sendall(b"GET /v1/models HTTP/1.1\r\nx-a: ")
+        loris.sendall(begin)
         loris.settimeout(0.1)
         with contextlib.suppress(ConnectionError):
-            while time.monotonic() - started_s < 5:
-                loris.sendall(b"a")
+            while time.monotonic() - started_s < 8:
+                loris.sendall(more)
                 with contextlib.suppress(TimeoutError):
-                    loris.recv(1, socket.MSG_PEEK)
-                    break
+                    if not loris.recv(65536):
+                        break
 
-        loris.settimeout(5)
-        assert loris.recv(100) == b"" and silent.recv(100) == b""
-        assert time.monotonic() - started_s < 4 and serves(fleet)
+        silent.settimeout(5)
+        assert silent.recv(100) == b""
+        assert time.monotonic() - started_s < 6 and serves(fleet)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_head_without_end_is_refused(fleet: Fleet, is_first: bool) -> None:
+    with connect(fleet) as client:
+        if not is_first:
+            client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: test\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        client.sendall(b"GET /v1/models HTTP/1.1\r\nx-a: ")
+        answer, num_sent = b"", 0
+        client.settimeout(0.05)
+        with contextlib.suppress(ConnectionError):
+            while not answer and num_sent < 1 << 20:
+                num_sent += client.send(b"a" * 4096)
+                with contextlib.suppress(TimeoutError):
+                    answer = client.recv(4096)
+
+    assert (answer == b"" or answer.startswith(b"HTTP/1.1 431")) and num_sent < 1 << 19
+    assert serves(fleet)
+
+
+def test_a_pipelined_body_may_wait_as_long_as_the_answer_before_it(model_folder: Path, tmp_path: Path) -> None:
+    """Longer than the deadline: the server does not read meanwhile, and the client is not to blame."""
+    flags = ("--engine", "sim", "--workers", "1", "--timeout-keep-alive-s", "1", "--sim-step-ms", "10")
+    first = json.dumps({"prompt": "hi", "max_tokens": 250, "ignore_eos": True, "stream": True}).encode()
+    with Fleet(tmp_path / "log", str(model_folder), *flags) as fleet, connect(fleet) as client:
+        client.sendall(HEAD % len(first) + first + HEAD % len(REQUEST) + REQUEST[:5])
+        received = b""
+        client.settimeout(15)
+        while b"[DONE]" not in received:
+            received += (piece := client.recv(65536))
+            assert piece, received[-300:]
+        client.sendall(REQUEST[5:])
+        while b'"completion_tokens"' not in received:
+            received += (piece := client.recv(65536))
+            assert piece, received[-300:]
 
 
 def test_slow_readers_are_cut_at_their_bound_and_others_are_served(model_folder: Path, tmp_path: Path) -> None:
