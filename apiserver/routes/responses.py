@@ -57,12 +57,12 @@ class Responses:
         store = services.response_store
         response_id = store.new_id() if store is not None and is_stored else f"resp_{request_id}"
         response = ResponseObject(response_id, model, request, generation, is_stored=is_stored)
-        said = [*previous, *items_of(request)]
+        said = _encoded([*previous, *items_of(request)]) if is_stored else b""
 
         def keep(ended: dict[str, Any]) -> None:  # Any: JSON
             if store is None or not is_stored:
                 return
-            stored = StoredResponse(msgspec.json.encode(ended), msgspec.json.encode(said))
+            stored = StoredResponse(msgspec.json.encode(ended), said)
             ended["store"] = store.put(response_id, stored, owner=owner)
 
         def body(_response_id: str, _model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
@@ -154,6 +154,14 @@ def owner_of(scope: Scope) -> int:
     """A number for the API key the request came with; 0: the server asks for none."""
     digest: bytes = scope["state"].get("key_digest", b"")
     return int.from_bytes(digest[:8], "little")
+
+
+def _encoded(items: list[Item]) -> bytes:
+    """Before anything is computed for what could not be stored."""
+    try:
+        return msgspec.json.encode(items)
+    except RecursionError:
+        raise InvalidRequest("input is nested too deeply", param="input") from None
 
 
 def _not_found(response_id: str) -> ResponseNotFound:
