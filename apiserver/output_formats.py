@@ -11,10 +11,10 @@ from apiserver.reasoning.splitter import ReasoningSplitter
 from apiserver.reasoning.style import Phase, ReasoningStyle, style_or_none
 from apiserver.schema.requests import ChatRequest
 from apiserver.services import Services
-from apiserver.tools.call_parser import CallParser
+from apiserver.tools.call_parser import CallParser, JsonListParser, NamedCallParser
 from apiserver.tools.forms import form_or_none
-from apiserver.tools.tool_use import ToolUse, tool_use_or_none
-from ipc.messages import Thinking
+from apiserver.tools.tool_use import Choice, ToolUse, tool_use_or_none
+from ipc.messages import NO_LIMIT, Thinking
 
 MAX_THINKING_TOKENS = 2**31 - 1
 
@@ -26,6 +26,12 @@ class OutputFormats:
         settings, template = services.settings.server, services.model.chat_template
         self._tokenizer, self._table = services.preloaded.tokenizer.decoder, services.preloaded.token_table
         self._reasoning = style_or_none(settings, template)
+        style = self._reasoning
+        markers = () if style is None else (style.start, style.end)
+        self._ids_of = {
+            marker: tuple(self._tokenizer.encode_batch_fast([marker], add_special_tokens=False)[0].ids)
+            for marker in markers
+        }
         self._calls = form_or_none(settings, template) if settings.enable_auto_tool_choice else None
 
     @property
@@ -70,45 +76,47 @@ class OutputFormats:
             lambda: AnswerParser(splitter and splitter(), make(), max_calls=max_calls),
             shown_ids=self._special_ids(tokens),
             shows_reasoning=request.include_reasoning is not False,
+            ends_with_calls=use.choice is not Choice.NAMED,
+            grammar=use.grammar_or_none(),
             thinking=thinking,
         )
 
     def _call_parser(self, use: ToolUse) -> Callable[[], CallParser]:
-        """Of the form that the model learned."""
+        """Calls that are enforced look the same for every model; those that are left to the model, as it learned them."""
+        if use.choice is Choice.NAMED:
+            return partial(NamedCallParser, use.name)
+        if use.choice is Choice.REQUIRED:
+            return partial(JsonListParser, use.schemas)
         if self._calls is None:
             raise InvalidRequest(
                 "tools: nothing is known of how this model writes calls, serve it with --tool-call-parser and without "
-                "--no-enable-auto-tool-choice",
+                "--no-enable-auto-tool-choice, or say what to call by tool_choice",
                 param="tools",
             )
         return partial(self._calls, use.schemas)
 
     def _thinking_or_none(self, request: ChatRequest, style: ReasoningStyle | None, phase: Phase) -> Thinking | None:
-        """As in vLLM -1 is none, and a model whose reasoning nobody knows cannot have one."""
-        max_tokens = request.thinking_token_budget
-        if max_tokens is None or max_tokens == -1:
-            return None
-        if not 0 <= max_tokens <= MAX_THINKING_TOKENS:
+        """Where the model reasons, and for how long; None where it does not. As in vLLM a budget of -1 is none, and a model
+        whose reasoning nobody knows cannot have one."""
+        max_tokens = NO_LIMIT if request.thinking_token_budget is None else request.thinking_token_budget
+        if not NO_LIMIT <= max_tokens <= MAX_THINKING_TOKENS:
             raise InvalidRequest(
                 f"thinking_token_budget must be between -1 and {MAX_THINKING_TOKENS}, not {max_tokens}",
                 param="thinking_token_budget",
             )
-        if style is None:
+        if style is None and max_tokens != NO_LIMIT:
             raise InvalidRequest(
                 "thinking_token_budget: nothing is known of how this model reasons, serve it with --reasoning-parser",
                 param="thinking_token_budget",
             )
-        if phase is Phase.ANSWERING:
+        if style is None or phase is Phase.ANSWERING:
             return None
         return Thinking(
             max_tokens=max_tokens,
-            start_ids=self._ids_of(style.start),
-            end_ids=self._ids_of(style.end),
+            start_ids=self._ids_of[style.start],
+            end_ids=self._ids_of[style.end],
             waits_for_start=phase is Phase.UNDECIDED,
         )
-
-    def _ids_of(self, marker: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode_batch_fast([marker], add_special_tokens=False)[0].ids)
 
     def _special_ids(self, markers: Iterable[str]) -> frozenset[int]:
         """Of the markers that are special tokens: detokenizing would drop them."""

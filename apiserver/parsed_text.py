@@ -11,6 +11,7 @@ from apiserver.detokenizer import Decoder
 from apiserver.output_parts import CallArguments, CallStart, Content, OutputParser, Part, Reasoning
 from apiserver.text_stream import TextStream
 from apiserver.token_table import TokenTable
+from ipc.grammar import Grammar
 from ipc.messages import Thinking
 
 
@@ -20,6 +21,10 @@ class OutputFormat(Struct, frozen=True):
     parser: Callable[[], OutputParser]  # a new one for each choice
     shown_ids: frozenset[int] = frozenset()  # special tokens that are markers: the parser must see them
     shows_reasoning: bool = True  # else it is parsed, counted and dropped
+    ends_with_calls: bool = (
+        True  # an answer with calls finishes with "tool_calls"; as in vLLM not where the call was named
+    )
+    grammar: Grammar | None = None  # what is not reasoning is held to it
     thinking: Thinking | None = None  # what the engine is to know of it
 
 
@@ -94,7 +99,7 @@ class ParsedText(TextStream):
 
     def finish_reason(self, reason: str) -> str:
         """The engine's word, or that it stopped in order to call."""
-        return "tool_calls" if self._has_calls and reason == "stop" else reason
+        return "tool_calls" if self._has_calls and reason == "stop" and self._format.ends_with_calls else reason
 
     def take_parts(self) -> list[Part]:
         """What has come since they were last taken."""

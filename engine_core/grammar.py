@@ -29,7 +29,7 @@ class Matcher:
     sequence may be preempted, resumed or computed again without a word to it."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
-        self._matcher, self._vocab_size, self._eos_token_ids = matcher, vocab_size, list(eos_token_ids)
+        self._matcher, self.vocab_size, self._eos_token_ids = matcher, vocab_size, list(eos_token_ids)
         self._words = np.zeros(-(-vocab_size // 32), np.int32)
         self._num_consumed = 0
 
@@ -39,11 +39,11 @@ class Matcher:
             self._matcher.consume_tokens(output_ids[self._num_consumed :].tolist())
             self._num_consumed = len(output_ids)
         if self.is_complete:
-            bits = np.zeros(self._vocab_size, np.bool_)
+            bits = np.zeros(self.vocab_size, np.bool_)
             bits[self._eos_token_ids] = not self._matcher.is_error()
             return bits
         self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
-        return np.unpackbits(self._words.view(np.uint8), count=self._vocab_size, bitorder="little").view(np.bool_)
+        return np.unpackbits(self._words.view(np.uint8), count=self.vocab_size, bitorder="little").view(np.bool_)
 
     @property
     def is_complete(self) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine_core.batch_state import NO_STOP_ID, BatchState
+from engine_core.held_output import allowed_next
 from engine_core.philox import uniforms
 from engine_core.plan import Rows, StepResult, TokenScores
 from engine_core.thinking_limit import forced_token_or_none
@@ -77,7 +78,10 @@ class Sampler:
         for index in np.flatnonzero(state.has_grammar[rows]).tolist():
             row = int(rows[index])
             matcher = state.matcher_of(row)
-            allowed = matcher.allowed(state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]])
+            output = state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]]
+            allowed = allowed_next(matcher, output, state.thinking[row])
+            if allowed is None:
+                continue
             logits[index].masked_fill_(torch.from_numpy(~allowed).to(logits.device), -torch.inf)
             is_complete[index] = matcher.is_complete
         return is_complete

@@ -20,6 +20,7 @@ from config.model_folder import ModelFolder
 from config.settings import EngineSettings
 from engine_core.batch_state import BatchState
 from engine_core.errors import CannotBoot
+from engine_core.held_output import allowed_next
 from engine_core.plan import Int32Array, Rows, StepPlan, StepResult
 from ipc.messages import Pooling
 
@@ -82,7 +83,9 @@ class SimRunner:
         for index in np.flatnonzero(state.has_grammar[rows]).tolist():
             row = int(rows[index])
             known = state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]]
-            allowed = state.matcher_of(row).allowed(known)
+            allowed = allowed_next(state.matcher_of(row), known, state.thinking[row])
+            if allowed is None:
+                continue
             wanted = [*state.eos_token_ids, int(token_ids[index]), int(allowed.argmax())]
             fitting = next((token for token in wanted if allowed[token]), None)
             if fitting is None:

@@ -16,7 +16,7 @@ def forced_token_or_none(output: Output, thinking: Thinking) -> int | None:
     start = _start_or_none(output, thinking)
     if start is None or len(output) - start < thinking.max_tokens:
         return None
-    if _place(output[start:], thinking.end_ids) >= 0:
+    if place_of(output[start:], thinking.end_ids) >= 0:
         return None
     num_forced = len(output) - start - thinking.max_tokens
     return thinking.end_ids[num_forced] if num_forced < len(thinking.end_ids) else None
@@ -28,12 +28,12 @@ def _start_or_none(output: Output, thinking: Thinking) -> int | None:
     if not thinking.waits_for_start:
         begins_with_marker = width > 0 and output[:width].tolist() == list(thinking.start_ids)
         return width if begins_with_marker else 0
-    at = _place(output, thinking.start_ids)
+    at = place_of(output, thinking.start_ids)
     return None if at < 0 else at + width
 
 
-def _place(output: Output, ids: tuple[int, ...]) -> int:
-    """Of the first occurrence of the ids, or -1."""
+def place_of(output: Output, ids: tuple[int, ...]) -> int:
+    """Where the ids first stand in the output, or -1."""
     for at in np.flatnonzero(output == ids[0]).tolist():
         if output[at : at + len(ids)].tolist() == list(ids):
             return at

@@ -79,7 +79,7 @@ class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
     num_logprobs: int = NO_LOGPROBS  # alternatives beside each token's own logprob
     allowed_token_ids: tuple[int, ...] = ()  # nothing else is drawn; (): everything may be
     thinking: Thinking | None = None  # None: nothing depends on it
-    grammar: Grammar | None = None  # the whole output matches it, or is cut short by its length
+    grammar: Grammar | None = None  # the output, less what is thinking, matches it or is cut short by its length
 
 
 class Pooling(IntEnum):

@@ -15,7 +15,8 @@ from apiserver.schema.requests import ChatRequest, CompletionRequest, SamplingFi
 from apiserver.schema.structured import grammar_or_none
 from config.model_folder import ModelFolder
 from config.settings import ServerSettings
-from ipc.messages import NO_LOGPROBS, SamplingParams, Thinking
+from ipc.grammar import Grammar
+from ipc.messages import NO_LIMIT, NO_LOGPROBS, SamplingParams, Thinking
 
 MAX_TEMPERATURE = 2.0
 MAX_REPETITION_PENALTY = 100.0
@@ -52,7 +53,7 @@ def generation_request(
         request_id=request_id,
         prompts=prompts,
         n=n,
-        sampling=_sampling(request, model, min(max_tokens), None if output_format is None else output_format.thinking),
+        sampling=_sampling(request, model, min(max_tokens), output_format),
         max_tokens=max_tokens,
         stop=_stop(request, limits),
         include_stop=bool(request.include_stop_str_in_output),
@@ -148,10 +149,11 @@ def _check_num_choices(num_prompts: int, n: int, limits: ServerSettings) -> None
 
 
 def _sampling(
-    request: SamplingFields, model: ModelFolder, max_tokens: int, thinking: Thinking | None
+    request: SamplingFields, model: ModelFolder, max_tokens: int, output_format: OutputFormat | None
 ) -> SamplingParams:
     """`max_tokens` is that of the prompt with the least; each prompt gets its own from GenerationRequest."""
     defaults = model.sampling_defaults
+    grammar = _grammar_or_none(request, output_format)
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=_min_tokens(request, max_tokens),
@@ -173,9 +175,26 @@ def _sampling(
         logit_bias=_logit_bias(request.logit_bias or {}, model.vocab_size),
         num_logprobs=_num_logprobs(request),
         allowed_token_ids=_allowed_token_ids(request, model.vocab_size),
-        thinking=thinking,
-        grammar=grammar_or_none(request),
+        thinking=_thinking_or_none(grammar, output_format),
+        grammar=grammar,
     )
+
+
+def _grammar_or_none(request: SamplingFields, output_format: OutputFormat | None) -> Grammar | None:
+    """What the request asks for, or the calls that it enforces."""
+    asked = grammar_or_none(request)
+    calls = None if output_format is None else output_format.grammar
+    if asked is not None and calls is not None:
+        raise InvalidRequest("tool_choice: the request already says what the answer must be", param="tool_choice")
+    return asked or calls
+
+
+def _thinking_or_none(grammar: Grammar | None, output_format: OutputFormat | None) -> Thinking | None:
+    """Where something depends on it: a limit, or the place where the grammar begins."""
+    thinking = None if output_format is None else output_format.thinking
+    if thinking is None or (grammar is None and thinking.max_tokens == NO_LIMIT):
+        return None
+    return thinking
 
 
 def _allowed_token_ids(request: SamplingFields, vocab_size: int) -> tuple[int, ...]:

@@ -184,7 +184,7 @@ class CallParser:
 
 
 class JsonListParser(CallParser):
-    """Of calls in one JSON array."""
+    """Of calls in one JSON array: what a required choice makes every model write, whatever form it learned."""
 
     def __init__(self, schemas: ParameterSchemas) -> None:
         super().__init__(schemas)
@@ -219,3 +219,26 @@ class JsonListParser(CallParser):
         self._at += 1
         self._state = then
         return True
+
+
+class NamedCallParser(CallParser):
+    """The whole answer is the arguments of one call: what a named choice makes every model write."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__({})
+        self._name = name
+        self._state = self._opening
+
+    def _opening(self) -> bool:
+        if not self._peek():
+            return False
+        self._start_call(self._name)
+        self.num_calls = 1
+        self._state = self._arguments
+        return True
+
+    def _arguments(self) -> bool:
+        if self._text:
+            self._parts.append(CallArguments(0, self._text))
+            self._text = ""
+        return False

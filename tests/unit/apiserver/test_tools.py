@@ -31,6 +31,19 @@ WEATHER = {
 }
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 TOOLS = [WEATHER, CLOCK]
+
+
+def named(name: str) -> dict[str, Any]:
+    """A tool_choice."""
+    return {"type": "function", "function": {"name": name}}
+
+
+def call_schema(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    properties = {"name": {"type": "string", "enum": [name]}, "parameters": parameters}
+    fields = {"properties": properties, "required": ["name", "parameters"], "additionalProperties": False}
+    return {"type": "object", **fields}
+
+
 PARIS = ("get_weather", {"city": "Paris 日本", "days": 3})
 
 # form, recorded answer, content, calls
@@ -210,6 +223,70 @@ def test_tokenize_counts_the_tools_too(tmp_path: Path) -> None:
     assert rig.text_of(rig.post("/tokenize", body).json()["tokens"]) == "get_weatherclock"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_required_choice_is_a_list_of_calls_that_the_engine_is_held_to(folder: Path, stream: bool) -> None:
+    text = '[{"name": "get_weather", "parameters": {"city": "Rome"}}, {"name": "clock", "parameters": {}}]'
+    rig = rig_of(folder, text, tool_call_parser="none")
+
+    message = message_of(rig, stream, tool_choice="required", parallel_tool_calls=True)
+
+    assert calls_of(message) == [("get_weather", {"city": "Rome"}), ("clock", {})]
+    assert (message["content"], message["finish_reason"]) == (None, "tool_calls")
+    grammar = rig.engine.requests[0].sampling.grammar
+    assert grammar is not None and grammar.kind == "json_schema"
+    assert json.loads(grammar.source) == {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "anyOf": [
+                call_schema("get_weather", WEATHER["function"]["parameters"]),  # type: ignore[index]
+                call_schema("clock", {"type": "object", "properties": {}, "additionalProperties": False}),
+            ]
+        },
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_named_choice_is_the_arguments_alone_and_finishes_as_any_answer(folder: Path, stream: bool) -> None:
+    rig = rig_of(folder, ' {"city": "Rome"}')
+
+    message = message_of(rig, stream, tool_choice=named("get_weather"))
+
+    assert calls_of(message) == [("get_weather", {"city": "Rome"})]
+    assert (message["content"], message["finish_reason"]) == (None, "stop")
+    grammar = rig.engine.requests[0].sampling.grammar
+    assert grammar is not None and json.loads(grammar.source) == WEATHER["function"]["parameters"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_enforced_calls_stand_behind_the_reasoning(folder: Path, stream: bool) -> None:
+    rig = rig_of(folder, 'Hm.</think>\n\n{"city": "Rome"}', reasoning_parser="qwen3")
+
+    message = message_of(rig, stream, tool_choice=named("get_weather"))
+
+    assert (message["reasoning"], message["content"]) == ("Hm.", None)
+    assert calls_of(message) == [("get_weather", {"city": "Rome"})]
+
+
+def test_definitions_of_all_tools_stand_at_the_root_of_a_required_choice(folder: Path) -> None:
+    def tool(name: str, unit: dict[str, Any]) -> dict[str, Any]:
+        schema = {"type": "object", "properties": {"u": {"$ref": "#/$defs/Unit"}}, "$defs": {"Unit": unit}}
+        return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+    enum, text = {"enum": ["C", "F"]}, {"type": "string"}
+    rig = rig_of(folder, "[]")
+    rig.chat(tools=[tool("a", enum), tool("b", enum)], tool_choice="required", parallel_tool_calls=False)
+    clash = rig.chat(tools=[tool("a", enum), tool("b", text)], tool_choice="required")
+
+    grammar = rig.engine.requests[0].sampling.grammar
+    assert grammar is not None
+    schema = json.loads(grammar.source)
+    parameters = {"type": "object", "properties": {"u": {"$ref": "#/$defs/Unit"}}}
+    assert schema["items"]["anyOf"] == [call_schema("a", parameters), call_schema("b", parameters)]
+    assert (schema["$defs"], schema["maxItems"]) == ({"Unit": enum}, 1)
+    assert error_of(clash)["param"] == "tools[1].function.parameters.$defs"
+
+
 def test_the_real_client_gathers_the_calls_of_a_stream(folder: Path) -> None:
     rig = rig_of(folder, RECORDED[0][1])
 
@@ -241,6 +318,9 @@ def test_the_real_client_gathers_the_calls_of_a_stream(folder: Path) -> None:
         ({"tools": [{"function": {"name": "f", "parameters": {"type": "array"}}}]}, "tools[0].function.parameters"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"tools": [CLOCK], "tool_choice": "some"}, "tool_choice"),
+        ({"tools": [CLOCK], "tool_choice": named("watch")}, "tool_choice.function.name"),
+        ({"tools": [CLOCK], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tool_choice": named("clock")}, "tool_choice"),
         ({"tools": [CLOCK], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
     ],
 )
