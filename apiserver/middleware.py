@@ -25,9 +25,13 @@ if TYPE_CHECKING:  # imported only where tracing is on
 logger = logging.getLogger(__name__)
 
 MAX_REQUEST_ID_CHARS = 128
-GUARDED = ("/v1/", "/tokenize", "/detokenize")
 QUIET = frozenset({"/health", "/livez", "/readyz", "/startupz", "/metrics", "/ping"})  # probes: logged at debug level
 UNCOUNTED = QUIET | {"/load", "/version"}  # in the HTTP metrics, as in vLLM
+OPEN = UNCOUNTED | {
+    "/",
+    "/docs",
+    "/openapi.json",
+}  # whatever else there is, and is not, asks for a key where there is one
 CLIENT_CLOSED = 499  # nginx's code for a client that left; only in the log and the metrics
 
 
@@ -93,7 +97,7 @@ class RequestMiddleware:
 
     def _check_key(self, scope: Scope) -> Holder | None:
         """Whose request it is; None: the path is open to all. Raises Unauthorized."""
-        if not scope["path"].startswith(GUARDED) or scope["method"] == "OPTIONS":
+        if scope["path"] in OPEN or scope["method"] == "OPTIONS":
             return None
         scheme, _, key = (header(scope, b"authorization") or b"").partition(b" ")
         if not scheme and is_anthropic(scope["path"]):

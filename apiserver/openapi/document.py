@@ -11,7 +11,7 @@ from msgspec import Struct
 from starlette.routing import Route
 
 from apiserver.anthropic.errors import is_anthropic
-from apiserver.middleware import GUARDED
+from apiserver.middleware import OPEN
 from apiserver.openapi.operations import OPERATIONS, Operation
 from apiserver.schema.unsupported import TABLES
 
@@ -113,7 +113,7 @@ def _frozen(value: object) -> bytes:
 
 
 def _operation(method: str, path: str, operation: Operation, has_keys: bool) -> Json:
-    is_guarded = path.startswith(GUARDED)
+    is_guarded = path not in OPEN
     content: Json = {
         "operationId": f"{method.lower()}_{path.strip('/').translate(str.maketrans('/{}.', '____')) or 'page'}",
         "tags": [operation.tag],

@@ -39,7 +39,15 @@ QUIET_SERIES = (
     "tokenfleet:broker_requests_in_flight",
 )
 NO_ANSWER = 0
-STABLE = ("choices", "content", "input_tokens", "tokens", "prompt", "paths")  # of an answer, from one time to the next
+STABLE = (
+    "choices",
+    "content",
+    "data",
+    "input_tokens",
+    "tokens",
+    "prompt",
+    "paths",
+)  # of an answer, from one time to the next
 
 
 @dataclass

@@ -52,6 +52,7 @@ VALID: tuple[Request, ...] = (
     Request("POST", "/v1/chat/completions", {**_CHAT, "max_tokens": 4, "tools": [_TOOL], "tool_choice": "none"}),
     Request("POST", "/v1/completions", {"prompt": ["a", "b c"], "max_tokens": 8, "logit_bias": {"7": 1.5}}),
     Request("POST", "/v1/completions", {"prompt": [1, 2, 3], "max_tokens": 8, "stream": True, "temperature": 0.5}),
+    Request("POST", "/v1/embeddings", {"input": ["a", "b c"], "dimensions": 4, "encoding_format": "base64"}),
     Request("POST", "/v1/responses", {"input": "hello", "max_output_tokens": 8, "store": True}),
     Request(
         "POST", "/v1/responses", {"input": [{"role": "user", "content": "a"}], "max_output_tokens": 8, "stream": True}

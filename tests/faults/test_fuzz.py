@@ -8,7 +8,7 @@ import pytest
 
 from loadtests.chaos.fleet import SimFleet
 from loadtests.fuzz.fuzz import FLAGS, crashes, fuzz
-from loadtests.fuzz.spoiled import mutated
+from loadtests.fuzz.spoiled import FIELDS, VALID, mutated
 
 NUM_REQUESTS = 1500
 
@@ -21,6 +21,11 @@ def test_spoiled_requests_leave_the_fleet_as_it_was(tmp_path: Path) -> None:
     assert report.faults + crashes(log) == []
     assert report.statuses.total() == NUM_REQUESTS
     assert min(report.statuses[200], report.statuses[400]) > NUM_REQUESTS // 10, "most requests are not mere noise"
+
+
+def test_every_body_the_server_takes_is_spoiled() -> None:
+    """A route that is missing here needs a valid request in loadtests.fuzz.spoiled."""
+    assert {request.path for request in VALID if request.content is not None} == set(FIELDS)
 
 
 def test_the_driver_sees_a_crash_in_the_log(tmp_path: Path) -> None:

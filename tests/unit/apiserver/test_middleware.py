@@ -38,7 +38,7 @@ def guarded(folder: Path, preloaded: Preloaded) -> WorkerRig:
 @pytest.mark.parametrize(
     "authorization", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic secret-1", "secret-1", "Bearer secret-12"]
 )
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/nowhere", "/tokenize", "/detokenize", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/nowhere", "/nowhere", "/tokenize", "/v1/chat/completions"])
 def test_without_a_valid_key_the_api_is_401(guarded: WorkerRig, path: str, authorization: str | None) -> None:
     response = guarded.get(path, headers={"authorization": authorization} if authorization is not None else {})
 
@@ -51,8 +51,23 @@ def test_any_of_the_keys_opens(guarded: WorkerRig, authorization: str) -> None:
     assert guarded.get("/v1/models", headers={"authorization": authorization}).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", "/startupz", "/ping", "/metrics", "/version"])
-def test_probes_and_metrics_need_no_key(guarded: WorkerRig, path: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/health",
+        "/livez",
+        "/readyz",
+        "/startupz",
+        "/ping",
+        "/metrics",
+        "/version",
+        "/load",
+        "/",
+        "/docs",
+        "/openapi.json",
+    ],
+)
+def test_probes_metrics_and_pages_need_no_key(guarded: WorkerRig, path: str) -> None:
     assert guarded.get(path).status_code in (200, 503)
 
 
