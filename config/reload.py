@@ -9,7 +9,7 @@ from config.fields import FIELDS
 from config.load import ConfigError
 from config.settings import Settings
 
-FIXED_OF_SERVER = frozenset({"host", "port", "uds", "workers"})
+FIXED_OF_SERVER = frozenset({"host", "port", "uds", "workers", "response_store_bytes", "response_store_entries"})
 FIXED_OF_OPS = frozenset({"ops_host", "ops_port", "ring_bytes"})
 
 

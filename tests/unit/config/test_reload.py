@@ -18,11 +18,13 @@ def test_settings_of_workers_and_supervisor_are_taken_up() -> None:
 
 
 def test_every_change_that_needs_a_restart_is_named() -> None:
-    new = Settings(engine=EngineSettings(max_num_seqs=7), server=ServerSettings(port=9), ops=OpsSettings(ops_port=10))
+    server = ServerSettings(port=9, response_store_bytes=1)
+    new = Settings(engine=EngineSettings(max_num_seqs=7), server=server, ops=OpsSettings(ops_port=10))
 
     with pytest.raises(ConfigError) as caught:
         reloaded(OLD, new)
 
     assert caught.value.lines == [
-        f"{flag} cannot change while the fleet runs" for flag in ("--port", "--max-num-seqs", "--ops-port")
+        f"{flag} cannot change while the fleet runs"
+        for flag in ("--port", "--response-store-bytes", "--max-num-seqs", "--ops-port")
     ]
