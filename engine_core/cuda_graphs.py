@@ -1,8 +1,10 @@
 """Decode passes captured once per batch bucket and replayed: the host's part of a step is one launch."""
 
+import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,6 +16,19 @@ def buckets_up_to(max_num_seqs: int) -> list[int]:
     graph about 0.2 s of the start."""
     sizes = (1, 2, 4, 8, *range(16, 256, 16), *range(256, 512, 32), *range(512, max(513, max_num_seqs), 64))
     return [*(size for size in sizes if size < max_num_seqs), max_num_seqs]
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """A collection may free device memory that nobody uses any more, which a capture does not survive."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class DecodeGraphs:
@@ -37,7 +52,7 @@ class DecodeGraphs:
             self._run_pass(bucket)  # compiles what a capture must not
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with _no_collections(), torch.cuda.graph(graph, pool=pool):
                 self._run_pass(bucket)
             self._graphs[bucket] = graph
             beat()
