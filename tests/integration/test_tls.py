@@ -1,6 +1,7 @@
 """https: the same answers, streams that are whole, and mistakes that are one line."""
 
 import json
+import signal
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ FLAGS = ("--engine", "sim", "--sim-step-ms", "1", "--workers", "2")
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
     """Key and self-signed certificate of 127.0.0.1."""
-    folder = tmp_path_factory.mktemp("tls")
     key, certificate = folder / "key.pem", folder / "cert.pem"
     subprocess.run(
         [
@@ -101,3 +105,18 @@ def test_a_key_that_does_not_fit_is_one_line(certificate: tuple[Path, Path]) -> 
     )
 
     assert (swapped.returncode, swapped.stderr.count("\n")) == (2, 1) and "cannot be used" in swapped.stderr
+
+
+def test_a_renewed_certificate_is_taken_up_by_a_reload(tmp_path: Path) -> None:
+    key, chain = make_certificate(tmp_path)
+    with Fleet(tmp_path / "log", *FLAGS, "--ssl-keyfile", str(key), "--ssl-certfile", str(chain)) as fleet:
+
+        def shown() -> str:
+            return ssl.get_server_certificate(("127.0.0.1", fleet.port), timeout=10)
+
+        old = shown()
+        make_certificate(tmp_path)
+        fleet.process.send_signal(signal.SIGHUP)
+
+        fleet.wait_until(lambda: [shown() for _ in range(4)] == [chain.read_text()] * 4, 60)
+        assert old != chain.read_text()
