@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check kills overload chaos fuzz page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check kills ring-kills overload chaos fuzz page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test image clean
 
 install: $(STAMP)
@@ -75,6 +75,9 @@ gpu-bench:
 # How the fleet takes being killed, flooded and tormented; minutes each. `make test` has the short forms.
 kills: install
 	$(BIN)/python -m loadtests.chaos.kills
+
+ring-kills: install
+	RING_KILL_ROUNDS=5000 $(BIN)/python -m pytest -q tests/faults/test_ring_kill.py
 
 overload: install
 	$(BIN)/python -m loadtests.chaos.overload
