@@ -18,13 +18,13 @@ import uvicorn
 import uvloop
 
 from apiserver.app import build_app
+from apiserver.balanced_server import BalancedServer
 from apiserver.engine_client import EngineClient
 from apiserver.http_protocol import FleetHttpProtocol
 from apiserver.journal import Journal
 from apiserver.keyring import Keyring
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded
-from apiserver.quiet_server import QuietServer
 from apiserver.responses.store import ResponseStore
 from apiserver.services import Services
 from config.model_folder import ModelFolder
@@ -60,7 +60,8 @@ def run(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloade
 async def serve(settings: Settings, model: ModelFolder, handles: WorkerHandles, preloaded: Preloaded) -> None:
     """On the running loop; takes over SIGTERM and SIGINT."""
     services = _build_services(settings, model, handles, preloaded)
-    server = QuietServer(
+    workers = services.fleet.workers
+    server = BalancedServer(
         uvicorn.Config(
             build_app(services),
             interface="asgi3",
@@ -77,7 +78,9 @@ async def serve(settings: Settings, model: ModelFolder, handles: WorkerHandles, 
             ssl_certfile=settings.server.ssl_certfile,
             timeout_keep_alive=int(settings.server.timeout_keep_alive_s),
             timeout_graceful_shutdown=int(settings.ops.drain_timeout_s),
-        )
+        ),
+        workers[handles.slot],
+        [cell for slot, cell in enumerate(workers) if slot != handles.slot],
     )
     loop = asyncio.get_running_loop()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the supervisor's business

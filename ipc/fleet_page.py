@@ -13,6 +13,7 @@ offset  field              stored by       meaning
     88  steps              the process     turns that did work; an engine's steps
     96  has_work           the process     1 while it owes somebody something
    104  num_peers          the process     the broker's connected engines
+   112  num_connections    the process     a worker's clients
 
 The cells stand behind a header of 64 bytes: magic, number of workers, number of engines, is_draining (supervisor).
 """
@@ -23,7 +24,7 @@ from enum import IntEnum
 from ipc.errors import LayoutMismatch
 from ipc.segment import Segment
 
-MAGIC = b"TFLEET01"
+MAGIC = b"TFLEET02"
 _HEADER_BYTES = 64
 _CELL_BYTES = 128
 _CELL_WORDS = _CELL_BYTES // 8
@@ -109,6 +110,14 @@ class Cell:
     @num_peers.setter
     def num_peers(self, value: int) -> None:
         self._words[13] = value
+
+    @property
+    def num_connections(self) -> int:
+        return self._words[14]
+
+    @num_connections.setter
+    def num_connections(self, value: int) -> None:
+        self._words[14] = value
 
     @property
     def is_vacant(self) -> bool:
