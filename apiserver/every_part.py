@@ -37,6 +37,7 @@ class EveryPart:
 
 
 def every_part(output_format: OutputFormat | None) -> OutputFormat:
+    """A call ends these answers as a call, also one that was asked for by name, which ends a chat with "stop"."""
     if output_format is None:
         return OutputFormat(lambda: EveryPart(None))
-    return structs.replace(output_format, parser=lambda: EveryPart(output_format.parser()))
+    return structs.replace(output_format, parser=lambda: EveryPart(output_format.parser()), ends_with_calls=True)

@@ -300,6 +300,15 @@ def test_one_call_at_a_time_when_parallel_use_is_off(caller: Path) -> None:
     assert [block["type"] for block in content] == ["text", "tool_use"]
 
 
+def test_a_call_that_was_asked_for_by_name_ends_the_message_as_any_call_does(caller: Path) -> None:
+    rig = WorkerRig(caller, text='{"city": "Rome"}')
+
+    message = ask(rig, tools=[WEATHER], tool_choice={"type": "tool", "name": WEATHER["name"]}, max_tokens=200).json()
+
+    assert [(block["type"], block.get("input")) for block in message["content"]] == [("tool_use", {"city": "Rome"})]
+    assert message["stop_reason"] == "tool_use"
+
+
 def test_tools_are_shown_to_the_model_and_counted(caller: Path) -> None:
     rig = WorkerRig(caller, text="ok")
     body = {"model": "tiny", "messages": TURNS, "tools": [WEATHER]}
