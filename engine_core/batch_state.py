@@ -182,7 +182,8 @@ class BatchState:
         self.has_thinking_limit[row] = thinking is not None and thinking.max_tokens != NO_LIMIT
         self.has_grammar[row] = sampling.grammar is not None
         self.num_logprobs[row] = sampling.num_logprobs
-        stop_ids = sampling.stop_token_ids if sampling.ignore_eos else (*self.eos_token_ids, *sampling.stop_token_ids)
+        ignores_eos = sampling.ignore_eos and sampling.grammar is None  # a grammar has no other end
+        stop_ids = sampling.stop_token_ids if ignores_eos else (*self.eos_token_ids, *sampling.stop_token_ids)
         self._widen_stop_ids(len(stop_ids))
         self.stop_ids[row, : len(stop_ids)] = stop_ids
         self.stop_ids[row, len(stop_ids) :] = NO_STOP_ID

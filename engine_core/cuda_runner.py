@@ -22,7 +22,7 @@ from engine_core.batch_state import BatchState
 from engine_core.cuda_graphs import DecodeGraphs, buckets_up_to
 from engine_core.kv_cache import KvCache
 from engine_core.models.decoder import Decoder
-from engine_core.plan import Int32Array, Rows, StepPlan, StepResult
+from engine_core.plan import NO_FINITE_LOGITS, Int32Array, Rows, StepPlan, StepResult
 from engine_core.pooler import Pooler
 from engine_core.sampler import Sampler
 from engine_core.step_buffers import StepBuffers
@@ -64,7 +64,7 @@ class CudaStep:
             failures = dict(self.resampled.failures)
         if len(token_ids) and token_ids.min() == NOT_FINITE:
             is_bad = token_ids == NOT_FINITE
-            failures |= dict.fromkeys(self.rows[is_bad].tolist(), "the model gave no finite logits")
+            failures |= dict.fromkeys(self.rows[is_bad].tolist(), NO_FINITE_LOGITS)
             token_ids[is_bad] = 0
         if self.order is not None:
             token_ids[self.order] = token_ids.copy()

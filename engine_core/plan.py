@@ -49,12 +49,24 @@ class TokenScores:
     logprobs: list[float]
 
 
+@dataclass(frozen=True, slots=True)
+class RowFailure:
+    """Why one row of a pass got no token."""
+
+    message: str  # one line for the client
+    is_clients: bool = False  # it asked for what cannot be
+
+
+NO_FINITE_LOGITS = RowFailure("the model gave no finite logits")
+DEAD_END = RowFailure("no token is allowed both by the grammar and by the request's other parameters", is_clients=True)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StepResult:
-    """What one forward pass gave. A row in `failures` ends with that message; its entry in `token_ids` is ignored."""
+    """What one forward pass gave. A row in `failures` ends with it; its entry in `token_ids` is ignored."""
 
     token_ids: Int32Array  # (m,) one id per row with `samples`, in the plan's order
-    failures: dict[int, str] = field(default_factory=dict)  # row -> one line for the client
+    failures: dict[int, RowFailure] = field(default_factory=dict)  # by row
     scores: dict[int, TokenScores] = field(default_factory=dict)  # by row, of those that ask for logprobs
     embeddings: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # by row, of those that pool, once whole
 

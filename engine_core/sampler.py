@@ -16,7 +16,7 @@ from torch import Tensor
 from engine_core.batch_state import NO_STOP_ID, BatchState
 from engine_core.held_output import allowed_next
 from engine_core.philox import uniforms
-from engine_core.plan import Rows, StepResult, TokenScores
+from engine_core.plan import DEAD_END, NO_FINITE_LOGITS, Rows, StepResult, TokenScores
 from engine_core.thinking_limit import forced_token_or_none
 from ipc.messages import NO_LOGPROBS
 
@@ -43,7 +43,8 @@ class Sampler:
         failures = {}
         is_finite = np.isfinite(best.values.cpu().numpy())
         if not is_finite.all():
-            failures = {int(row): self._fault(int(row)) for row in rows[~is_finite]}
+            has_grammar = self._state.has_grammar
+            failures = {row: DEAD_END if has_grammar[row] else NO_FINITE_LOGITS for row in rows[~is_finite].tolist()}
         drawn = np.flatnonzero((self._state.temperature[rows] >= GREEDY_BELOW) & is_finite)
         if len(drawn):
             chosen = logits if len(drawn) == len(rows) else logits[torch.from_numpy(drawn).to(logits.device)]
@@ -82,14 +83,9 @@ class Sampler:
             allowed = allowed_next(matcher, output, state.thinking[row])
             if allowed is None:
                 continue
-            logits[index].masked_fill_(torch.from_numpy(~allowed).to(logits.device), -torch.inf)
+            _forbid(logits[index], ~allowed)
             is_complete[index] = matcher.is_complete
         return is_complete
-
-    def _fault(self, row: int) -> str:
-        if self._state.has_grammar[row]:
-            return "no token that may be drawn fits the grammar"
-        return "the model gave no finite logits"
 
     def _mask_stop_ids(self, logits: Tensor, rows: Rows, *, but: NDArray[np.bool_]) -> None:
         """No stop id before min_tokens, but where nothing else may follow."""
@@ -177,6 +173,14 @@ class Sampler:
         index = _invert(kept.gather(1, order), draws)
         chosen: NDArray[np.int32] = ids.gather(1, index.unsqueeze(1)).squeeze(1).to("cpu", torch.int32).numpy()
         return chosen
+
+
+def _forbid(logits: Tensor, forbidden: NDArray[np.bool_]) -> None:
+    """(vocab_size,) both. numpy on a CPU: torch would share out these few microseconds to all its threads."""
+    if logits.device.type == "cpu":
+        np.putmask(logits.numpy(), forbidden, -np.inf)
+    else:
+        logits.masked_fill_(torch.from_numpy(forbidden).to(logits.device), -torch.inf)
 
 
 def _log_softmax(logits: Tensor, chosen: NDArray[np.intp]) -> Tensor:

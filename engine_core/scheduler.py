@@ -342,9 +342,10 @@ class Scheduler:
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
         state = self.state
         self._num_in_flight -= 1
-        for row, message in result.failures.items():  # before anything of theirs is published
+        for row, failure in result.failures.items():  # before anything of theirs is published
             if self._has_stayed(plan, row):
-                self._fail(self._sequence_in(row), FailureCode.INTERNAL, message)
+                code = FailureCode.GRAMMAR if failure.is_clients else FailureCode.INTERNAL
+                self._fail(self._sequence_in(row), code, failure.message)
         computed = plan.context_lens + plan.num_new_tokens
         has_stayed = state.tenancy[plan.rows] == plan.tenancy
         sampled = has_stayed & plan.samples
@@ -415,7 +416,8 @@ class Scheduler:
         has_stopped = (state.stop_ids[rows] == token_ids[:, None]).any(axis=1)
         is_full = num_tokens >= state.max_total_len[rows]
         if has_stopped.any():
-            has_stopped &= num_tokens - state.num_prompt[rows] >= state.min_tokens[rows]
+            is_long = num_tokens - state.num_prompt[rows] >= state.min_tokens[rows]
+            has_stopped &= is_long | state.has_grammar[rows]  # a grammar ends where nothing else may follow
         is_sent = state.is_streaming[rows] & ~has_stopped
         scored: tuple[tuple[int, Scored], ...] = ()
         if scores:

@@ -21,7 +21,7 @@ from config.settings import EngineSettings
 from engine_core.batch_state import BatchState
 from engine_core.errors import CannotBoot
 from engine_core.held_output import allowed_next
-from engine_core.plan import Int32Array, Rows, StepPlan, StepResult
+from engine_core.plan import DEAD_END, Int32Array, RowFailure, Rows, StepPlan, StepResult
 from ipc.messages import Pooling
 
 _SPACED_WORD = re.compile("[Ġ▁][a-z]{2,12}")  # a word with its space, in byte-level and in SentencePiece spelling
@@ -77,7 +77,7 @@ class SimRunner:
             for row in pooled
         }
 
-    def _hold_to_grammars(self, rows: Rows, token_ids: Int32Array) -> dict[int, str]:
+    def _hold_to_grammars(self, rows: Rows, token_ids: Int32Array) -> dict[int, RowFailure]:
         """The end where it is allowed, else the scripted word, else the first token that fits; what nothing fits fails."""
         state, failures = self._state, {}
         for index in np.flatnonzero(state.has_grammar[rows]).tolist():
@@ -89,7 +89,7 @@ class SimRunner:
             wanted = [*state.eos_token_ids, int(token_ids[index]), int(allowed.argmax())]
             fitting = next((token for token in wanted if allowed[token]), None)
             if fitting is None:
-                failures[row] = "no token fits the grammar"
+                failures[row] = DEAD_END
             else:
                 token_ids[index] = fitting
         return failures

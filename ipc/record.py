@@ -47,7 +47,7 @@ class FailureCode(IntEnum):
     DEADLINE = 1  # not started by its deadline
     TOO_LONG = 2  # can never fit the KV pool
     OVERFLOW = 3  # the worker stopped reading; its streams were cut
-    GRAMMAR = 4  # cannot be compiled for this model
+    GRAMMAR = 4  # cannot be compiled for this model, or not be kept beside the request's other parameters
 
 
 class Finish(Struct, frozen=True):

@@ -97,6 +97,20 @@ def test_a_schema_that_cannot_be_enforced_is_a_400(client: openai.OpenAI) -> Non
         ask(client, {"structured_outputs": {"json": {"type": "array", "uniqueItems": True}}})
 
 
+@pytest.mark.parametrize("other", [{"ignore_eos": True}, {"min_tokens": 12}])
+def test_a_form_that_is_complete_ends_whatever_else_is_asked(client: openai.OpenAI, other: dict[str, Any]) -> None:
+    completion = ask(client, {"structured_outputs": {"choice": ["apple", "pear"]}, **other}, max_tokens=16)
+
+    assert completion.choices[0].message.content in ("apple", "pear")
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.usage.completion_tokens < 6
+
+
+def test_what_contradicts_the_form_is_a_400(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="grammar"):
+        ask(client, {"structured_outputs": {"choice": ["zebra"]}, "allowed_token_ids": [17, 18]})
+
+
 def test_the_sim_engine_keeps_the_form_too(sim_fleet: Fleet) -> None:
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
         "additionalProperties": False}  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine_core.batch_state import BatchState
-from engine_core.plan import StepPlan, StepResult
+from engine_core.plan import RowFailure, StepPlan, StepResult
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import NO_ROW, Sequence
 from engine_core.step_output import Ending
@@ -60,7 +60,7 @@ class FakeRunner:
             if plan.samples[i]:
                 drawn.append(next_token(tokens))
                 self.last_token[row] = drawn[-1]
-        return StepResult(np.array(drawn, np.int32), dict.fromkeys(failing, "failed by the test"))
+        return StepResult(np.array(drawn, np.int32), dict.fromkeys(failing, RowFailure("failed by the test")))
 
     def _refresh(self, plan: StepPlan) -> None:
         for row in plan.freed_rows.tolist():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_core.batch_state import BatchState
-from engine_core.plan import Rows
+from engine_core.plan import NO_FINITE_LOGITS, Rows
 from engine_core.sampler import Sampler
 from engine_core.sequence import Sequence
 from ipc.messages import NO_LOGPROBS, SamplingParams, Thinking
@@ -236,7 +236,7 @@ def test_a_poisoned_row_fails_alone(poison: float) -> None:
 
     result = Sampler(state_with(greedy(), greedy(), SamplingParams(max_tokens=9, seed=1))).sample(logits, rows(3))
 
-    assert list(result.failures) == [1]
+    assert result.failures == {1: NO_FINITE_LOGITS}
     assert result.token_ids[0] == 4
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine_core.batch_state import BatchState
-from engine_core.plan import StepPlan, StepResult
+from engine_core.plan import RowFailure, StepPlan, StepResult
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
 from engine_core.step_output import SampledTokens
@@ -310,17 +310,20 @@ def test_a_non_streaming_request_is_delivered_once_without_its_stop_id() -> None
     assert ending.output_ids is not None and ending.output_ids.tolist() == [50, 51]
 
 
-def test_a_failed_row_ends_alone_and_leaves_nothing_in_the_cache() -> None:
+@pytest.mark.parametrize(("is_clients", "code"), [(False, FailureCode.INTERNAL), (True, FailureCode.GRAMMAR)])
+def test_a_failed_row_ends_alone_and_leaves_nothing_in_the_cache(is_clients: bool, code: FailureCode) -> None:
     scheduler = new_scheduler()
     scheduler.add(new_sequence(1, 8))
     scheduler.add(new_sequence(2, 8))
     plan = plan_of(scheduler)
 
     scheduler.advance(plan)
-    tokens = scheduler.commit(plan, StepResult(np.array([50, 51], np.int32), {int(plan.rows[0]): "nan"}))
+    tokens = scheduler.commit(
+        plan, StepResult(np.array([50, 51], np.int32), {int(plan.rows[0]): RowFailure("nan", is_clients)})
+    )
 
     (ending,) = scheduler.take_endings()
-    assert ending.record == Failure(1, FailureCode.INTERNAL, "nan")
+    assert ending.record == Failure(1, code, "nan")
     assert (tokens.numbers.tolist(), tokens.token_ids.tolist()) == ([2], [51])
     assert len(scheduler.blocks.cache) == 2
     scheduler.check_integrity()
