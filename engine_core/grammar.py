@@ -17,6 +17,7 @@ from ipc.grammar import Grammar, llguidance_source
 logger = logging.getLogger(__name__)
 
 MAX_COMPILED = 256  # some 100 KB each
+MAX_COMPILED_CHARS = 4 << 20  # of all their sources
 Bits = NDArray[np.bool_]
 
 
@@ -59,17 +60,23 @@ class GrammarCompiler:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
         self._tokenizer: LLTokenizer | None = None  # the thread's
         self._compiled: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
+        self._num_chars = 0
 
     def compile(self, grammar: Grammar) -> "Future[LLMatcher]":
         """Done at once when it was compiled before. Its result is the original: see `matcher_of`."""
         future = self._compiled.get(grammar)
         if future is None:
             future = self._compiled[grammar] = self._executor.submit(self._compile, grammar)
-            if len(self._compiled) > MAX_COMPILED:
-                self._compiled.popitem(last=False)
+            self._num_chars += len(grammar.source)
+            self._forget_oldest()
         else:
             self._compiled.move_to_end(grammar)
         return future
+
+    def _forget_oldest(self) -> None:
+        while len(self._compiled) > MAX_COMPILED or self._num_chars > MAX_COMPILED_CHARS:
+            oldest, _ = self._compiled.popitem(last=False)
+            self._num_chars -= len(oldest.source)
 
     def matcher_of(self, compiled: "Future[LLMatcher]") -> Matcher:
         """A new one at the start of its grammar. The future is done. Raises GrammarError."""

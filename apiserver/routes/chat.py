@@ -32,7 +32,7 @@ class ChatCompletions:
         started_s = time.monotonic()
         rendered = await self._intake.rendered(request, bounded_field=None if is_truncated(request) else "messages")
         services.metrics.tokenize.observe(time.monotonic() - started_s)
-        generation = self._intake.request(request, rendered, scope, request_id)
+        generation = await self._intake.request(request, rendered, scope, request_id)
         response_id = f"chatcmpl-{request_id}"
         events = ChatEvents(response_id, model, self._texts)
         await answer(

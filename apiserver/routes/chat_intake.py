@@ -1,5 +1,7 @@
 """From a chat to what the engines are asked: the way of /v1/chat/completions and of the APIs that are mapped on chats."""
 
+import asyncio
+
 from msgspec import Struct
 from starlette.types import Scope
 
@@ -9,8 +11,10 @@ from apiserver.output_formats import OutputFormats
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.generate import deadline_of
 from apiserver.schema.requests import ChatRequest
+from apiserver.schema.structured import asks_for_grammar
 from apiserver.schema.validate import generation_request
 from apiserver.services import Services
+from apiserver.tools.tool_use import asks_for_calls
 
 
 class RenderedChat(Struct, frozen=True):
@@ -31,8 +35,15 @@ class ChatIntake:
         )
         return RenderedChat(text, Prompt(ids[0]))
 
-    def request(self, chat: ChatRequest, rendered: RenderedChat, scope: Scope, request_id: str) -> GenerationRequest:
-        """Raises InvalidRequest, ContextTooLong."""
+    async def request(
+        self, chat: ChatRequest, rendered: RenderedChat, scope: Scope, request_id: str
+    ) -> GenerationRequest:
+        """Beside the loop where a grammar is checked. Raises InvalidRequest, ContextTooLong."""
+        if asks_for_grammar(chat) or asks_for_calls(chat):
+            return await asyncio.to_thread(self._request, chat, rendered, scope, request_id)
+        return self._request(chat, rendered, scope, request_id)
+
+    def _request(self, chat: ChatRequest, rendered: RenderedChat, scope: Scope, request_id: str) -> GenerationRequest:
         services = self._services
         output_format = self._formats.format_or_none(chat, rendered.text)
         if output_format is not None and not output_format.shows_reasoning:

@@ -1,6 +1,8 @@
 """POST /v1/completions (https://platform.openai.com/docs/api-reference/completions)."""
 
+import asyncio
 import time
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
@@ -11,6 +13,7 @@ from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.generate import answer, check_model, deadline_of, request_id_of
 from apiserver.schema.requests import CompletionRequest, decode_completion
 from apiserver.schema.responses import CompletionEvents, completion_body
+from apiserver.schema.structured import asks_for_grammar
 from apiserver.schema.unsupported import refuse_unsupported
 from apiserver.schema.validate import generation_request, is_truncated, prompts_of
 from apiserver.services import Services
@@ -28,7 +31,8 @@ class Completions:
         model = check_model(request.model, services)
         refuse_unsupported(request)
         request_id = request_id_of(request, scope)
-        generation = generation_request(
+        build = partial(
+            generation_request,
             request,
             await encoded_prompts(request, services, self._prompts),
             services.model,
@@ -36,6 +40,7 @@ class Completions:
             request_id=request_id,
             deadline_s=deadline_of(scope),
         )
+        generation = await asyncio.to_thread(build) if asks_for_grammar(request) else build()
         response_id = f"cmpl-{request_id}"
         events = CompletionEvents(response_id, model, self._texts)
         await answer(

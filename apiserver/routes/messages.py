@@ -35,7 +35,7 @@ class Messages:
             started_s = time.monotonic()
             rendered = await self._intake.rendered(chat, bounded_field="messages")
             services.metrics.tokenize.observe(time.monotonic() - started_s)
-            generation = self._intake.request(chat, rendered, scope, request_id)
+            generation = await self._intake.request(chat, rendered, scope, request_id)
         if generation.output_format is not None:
             generation = structs.replace(generation, output_format=every_part(generation.output_format))
         response_id = f"msg_{request_id}"

@@ -51,7 +51,7 @@ class Responses:
             started_s = time.monotonic()
             rendered = await self._rendered(chat, is_cut=request.truncation == "auto")
             services.metrics.tokenize.observe(time.monotonic() - started_s)
-            generation = self._intake.request(chat, rendered, scope, request_id)
+            generation = await self._intake.request(chat, rendered, scope, request_id)
             generation = structs.replace(generation, output_format=every_part(generation.output_format))
         is_stored = self._is_stored(request)
         store = services.response_store

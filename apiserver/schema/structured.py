@@ -62,9 +62,13 @@ _FIELDS = attrgetter(*StructuredFields.__struct_fields__)
 _NOTHING = (None,) * len(StructuredFields.__struct_fields__)
 
 
+def asks_for_grammar(request: StructuredFields) -> bool:
+    return _FIELDS(request) != _NOTHING
+
+
 def grammar_or_none(request: StructuredFields) -> Grammar | None:
     """What the output must match. Raises InvalidRequest: two demands at once, or one that nothing can be held to."""
-    if _FIELDS(request) == _NOTHING:  # nearly always
+    if not asks_for_grammar(request):  # nearly always
         return None
     asked = {param: grammar for param, grammar in _grammars(request) if grammar is not None}
     if not asked:

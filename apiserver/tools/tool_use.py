@@ -57,6 +57,11 @@ class ToolUse(Struct, frozen=True):
         return {**calls, **_definitions(self.tools)}
 
 
+def asks_for_calls(request: ChatRequest) -> bool:
+    """At least one, of a form that a grammar enforces."""
+    return request.tool_choice not in (None, "none", "auto")
+
+
 def tool_use_or_none(request: ChatRequest) -> ToolUse | None:
     """Of tools that are checked; None: no calls are looked for. Raises InvalidRequest; rules as vLLM's."""
     choice, tools = request.tool_choice, request.tools

@@ -11,17 +11,7 @@ import pytest
 
 from config.settings import ServerSettings
 from ipc.messages import Pooling
-from tests.unit.apiserver.worker_rig import MAX_MODEL_LEN, WorkerRig, error_of, make_model_folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def rig(folder: Path) -> WorkerRig:
-    return WorkerRig(folder)
+from tests.unit.apiserver.worker_rig import MAX_MODEL_LEN, WorkerRig, error_of
 
 
 def embed(rig: WorkerRig, input: Any = "hi", **fields: Any) -> httpx.Response:

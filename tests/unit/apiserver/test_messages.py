@@ -10,39 +10,12 @@ import httpx2
 import pytest
 from anthropic import AsyncAnthropic
 
-from apiserver.preload import Preloaded, preload
-from config.model_folder import read_model_folder
-from config.settings import ModelSettings, ServerSettings
+from config.settings import ServerSettings
 from ipc.messages import Generate, Rejected, number_of
 from ipc.record import Failure, FailureCode
-from tests.unit.apiserver.worker_rig import CHATML, MAX_MODEL_LEN, Script, WorkerRig, make_model_folder
+from tests.unit.apiserver.worker_rig import CHATML, MAX_MODEL_LEN, TEXT, MakeRig, WorkerRig, make_model_folder
 
-TEXT = "Hello wörld 👍🏽!"
 TURNS = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def preloaded(folder: Path) -> Preloaded:
-    return preload(read_model_folder(folder, ModelSettings()))
-
-
-@pytest.fixture
-def make_rig(folder: Path, preloaded: Preloaded) -> Any:
-    def make(script: Script | None = None, **options: Any) -> WorkerRig:
-        return WorkerRig(folder, script, preloaded=preloaded, **{"text": TEXT, **options})
-
-    return make
-
-
-@pytest.fixture
-def rig(make_rig: Any) -> WorkerRig:
-    made: WorkerRig = make_rig()
-    return made
 
 
 def ask(rig: WorkerRig, messages: Any = TURNS, **fields: Any) -> httpx.Response:
@@ -451,7 +424,7 @@ def test_a_wrong_request_is_a_400_that_names_the_field(rig: WorkerRig, fields: d
     assert not rig.engine.requests
 
 
-def test_errors_of_the_routes_have_anthropics_shape_whatever_they_are(make_rig: Any) -> None:
+def test_errors_of_the_routes_have_anthropics_shape_whatever_they_are(make_rig: MakeRig) -> None:
     rig = make_rig(server=ServerSettings(api_key=("secret",), max_body_bytes=1024))
     key = {"x-api-key": "secret"}
 
@@ -468,7 +441,7 @@ def test_errors_of_the_routes_have_anthropics_shape_whatever_they_are(make_rig: 
     assert error_of(rig.get("/v1/messages/batches", headers=key))["type"] == "not_found_error"
 
 
-def test_a_key_may_come_as_x_api_key_or_as_bearer(make_rig: Any) -> None:
+def test_a_key_may_come_as_x_api_key_or_as_bearer(make_rig: MakeRig) -> None:
     rig = make_rig(server=ServerSettings(api_key=("secret",)))
     body = {"model": "tiny", "max_tokens": 1, "messages": TURNS}
 
@@ -480,7 +453,7 @@ def test_a_key_may_come_as_x_api_key_or_as_bearer(make_rig: Any) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_full_server_is_529_with_retry_after(make_rig: Any, stream: bool) -> None:
+def test_a_full_server_is_529_with_retry_after(make_rig: MakeRig, stream: bool) -> None:
     def refuse(message: Generate, _prompt: list[int]) -> Rejected:
         return Rejected(stream_id=message.stream_id, reason="max_num_queued_reqs", retry_after_s=7)
 
@@ -509,7 +482,7 @@ def test_a_failure_in_mid_stream_is_an_error_event(rig: WorkerRig) -> None:
     }
 
 
-def test_a_failure_of_the_engine_is_an_api_error(make_rig: Any) -> None:
+def test_a_failure_of_the_engine_is_an_api_error(make_rig: MakeRig) -> None:
     response = ask(make_rig(lambda _message, _prompt: Failure(0, FailureCode.INTERNAL, "broken")))
 
     assert response.status_code == 500

@@ -7,21 +7,10 @@ from typing import Any
 
 import pytest
 
-from apiserver.preload import Preloaded, preload
-from config.model_folder import read_model_folder
-from config.settings import ModelSettings, ServerSettings
+from apiserver.preload import Preloaded
+from config.settings import ServerSettings
 from ipc.fleet_page import State
-from tests.unit.apiserver.worker_rig import WorkerRig, error_of, make_model_folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def preloaded(folder: Path) -> Preloaded:
-    return preload(read_model_folder(folder, ModelSettings()))
+from tests.unit.apiserver.worker_rig import WorkerRig, error_of
 
 
 @pytest.fixture

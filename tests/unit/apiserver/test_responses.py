@@ -9,41 +9,22 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from apiserver.preload import Preloaded, preload
-from config.model_folder import read_model_folder
-from config.settings import ModelSettings, ServerSettings
+from config.settings import ServerSettings
 from ipc.messages import Generate, Rejected, number_of
 from ipc.record import Failure, FailureCode
-from tests.unit.apiserver.worker_rig import CHATML, MAX_MODEL_LEN, Script, WorkerRig, error_of, make_model_folder
+from tests.unit.apiserver.worker_rig import (
+    CHATML,
+    MAX_MODEL_LEN,
+    TEXT,
+    MakeRig,
+    WorkerRig,
+    error_of,
+    make_model_folder,
+)
 
-TEXT = "Hello wörld 👍🏽!"
 CREATED = ["response.created", "response.in_progress"]
 OPENED = ["response.output_item.added", "response.content_part.added"]
 CLOSED = ["response.output_text.done", "response.content_part.done", "response.output_item.done"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def preloaded(folder: Path) -> Preloaded:
-    return preload(read_model_folder(folder, ModelSettings()))
-
-
-@pytest.fixture
-def make_rig(folder: Path, preloaded: Preloaded) -> Any:
-    def make(script: Script | None = None, **options: Any) -> WorkerRig:
-        return WorkerRig(folder, script, preloaded=preloaded, **{"text": TEXT, **options})
-
-    return make
-
-
-@pytest.fixture
-def rig(make_rig: Any) -> WorkerRig:
-    made: WorkerRig = make_rig()
-    return made
 
 
 def ask(rig: WorkerRig, input: Any = "hi", **fields: Any) -> httpx.Response:
@@ -143,7 +124,7 @@ def test_a_stop_string_ends_the_text(rig: WorkerRig, stream: bool) -> None:
     assert body["status"] == "completed"
 
 
-def test_a_failed_stream_ends_with_a_response_that_failed(make_rig: Any) -> None:
+def test_a_failed_stream_ends_with_a_response_that_failed(make_rig: MakeRig) -> None:
     rig = make_rig(lambda _message, _prompt: None)  # tokens and a failure follow by hand
     ids = rig.ids_of(TEXT)
 
@@ -340,7 +321,7 @@ def test_truncation_of_a_last_turn_that_never_fits_is_refused(rig: WorkerRig) ->
     assert error_of(response)["param"] == "input"
 
 
-def test_logprobs_come_where_they_are_included(make_rig: Any) -> None:
+def test_logprobs_come_where_they_are_included(make_rig: MakeRig) -> None:
     rig = make_rig()
     ask(rig, include=["message.output_text.logprobs"], top_logprobs=2)
 
@@ -385,7 +366,7 @@ def test_a_deleted_response_is_gone(rig: WorkerRig) -> None:
 
 
 @pytest.mark.parametrize("has_store", [False, True])
-def test_what_is_not_stored_is_not_found(make_rig: Any, has_store: bool) -> None:
+def test_what_is_not_stored_is_not_found(make_rig: MakeRig, has_store: bool) -> None:
     rig = make_rig(has_store=has_store)
     body = ask(rig, **({"store": False} if has_store else {})).json()
 
@@ -397,7 +378,7 @@ def test_what_is_not_stored_is_not_found(make_rig: Any, has_store: bool) -> None
     assert (error["param"], error["code"]) == ("previous_response_id", "previous_response_not_found")
 
 
-def test_a_server_without_a_store_refuses_to_promise_one(make_rig: Any) -> None:
+def test_a_server_without_a_store_refuses_to_promise_one(make_rig: MakeRig) -> None:
     response = ask(make_rig(has_store=False), store=True)
 
     assert response.status_code == 400
@@ -413,7 +394,7 @@ def test_a_guessed_id_finds_nothing(rig: WorkerRig, guess: str) -> None:
     assert rig.get(f"/v1/responses/{guess}").status_code == 404
 
 
-def test_a_response_is_found_with_its_own_key_only(make_rig: Any) -> None:
+def test_a_response_is_found_with_its_own_key_only(make_rig: MakeRig) -> None:
     rig = make_rig(server=ServerSettings(api_key=("mine", "yours")))
     mine, yours = ({"authorization": f"Bearer {key}"} for key in ("mine", "yours"))
     response_id = rig.post("/v1/responses", {"input": "hi"}, headers=mine).json()["id"]
@@ -489,7 +470,7 @@ def test_a_wrong_request_is_a_400_that_names_the_field(rig: WorkerRig, fields: d
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_refusal_is_still_a_status(make_rig: Any, stream: bool) -> None:
+def test_a_refusal_is_still_a_status(make_rig: MakeRig, stream: bool) -> None:
     def refuse(message: Generate, _prompt: list[int]) -> Rejected:
         return Rejected(stream_id=message.stream_id, reason="max_num_queued_reqs", retry_after_s=7)
 

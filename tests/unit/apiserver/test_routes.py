@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +10,20 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from apiserver.preload import Preloaded, preload
-from config.model_folder import read_model_folder
-from config.settings import ModelSettings, ServerSettings
+from config.settings import ServerSettings
 from ipc.messages import EngineLost, Generate, Rejected
 from ipc.record import Failure, FailureCode
 from tests.unit.apiserver.worker_rig import (
     MAX_MODEL_LEN,
+    TEXT,
     Connection,
-    Script,
+    MakeRig,
     WorkerRig,
     error_of,
     events_of,
     http_scope,
     make_model_folder,
 )
-
-TEXT = "Hello wörld 👍🏽!"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def preloaded(folder: Path) -> Preloaded:
-    return preload(read_model_folder(folder, ModelSettings()))
-
-
-MakeRig = Callable[..., WorkerRig]
-
-
-@pytest.fixture
-def make_rig(folder: Path, preloaded: Preloaded) -> MakeRig:
-    def make(script: Script | None = None, **options: Any) -> WorkerRig:
-        return WorkerRig(folder, script, preloaded=preloaded, **{"text": TEXT, **options})
-
-    return make
-
-
-@pytest.fixture
-def rig(make_rig: MakeRig) -> WorkerRig:
-    return make_rig()
-
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

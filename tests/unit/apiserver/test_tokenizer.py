@@ -25,11 +25,6 @@ from tests.unit.apiserver.worker_rig import MAX_MODEL_LEN, make_model_folder
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def tokenizer(folder: Path) -> Tokenizer:
     return load_tokenizer(read_model_folder(folder, ModelSettings()))
 

@@ -1,4 +1,5 @@
-"""Tools in requests and calls in answers, as clients of one worker see them; the answers are recorded texts of real models."""
+"""Tools in requests and calls in answers, as clients of one worker see them. The answers are made by hand, in the form that
+each model was trained to write."""
 
 import json
 from pathlib import Path

@@ -8,27 +8,15 @@ from typing import Any
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from apiserver.preload import Preloaded, preload
+from apiserver.preload import Preloaded
 from apiserver.tracing import STAGES, RequestTracer
 from config.checks import faults_of
 from config.load import load
-from config.model_folder import read_model_folder
-from config.settings import ModelSettings
 from tests.unit.apiserver.collector import Collector
-from tests.unit.apiserver.worker_rig import WorkerRig, make_model_folder
+from tests.unit.apiserver.worker_rig import WorkerRig
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CHAT = {"messages": [{"role": "user", "content": "a secret"}], "max_tokens": 7, "temperature": 0.5, "top_p": 0.75}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def preloaded(folder: Path) -> Preloaded:
-    return preload(read_model_folder(folder, ModelSettings()))
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 MAX_MODEL_LEN = 512
 EOS = "<|im_end|>"
+TEXT = "Hello wörld 👍🏽!"  # of several bytes, and tokens, a character
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -247,6 +248,9 @@ class WorkerRig:
 
     def complete(self, prompt: Any = "hi", **fields: Any) -> httpx.Response:
         return self.post("/v1/completions", {"prompt": prompt, **fields})
+
+
+MakeRig = Callable[..., WorkerRig]
 
 
 def _response_store() -> ResponseStore:

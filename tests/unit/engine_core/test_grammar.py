@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from engine_core.grammar import GrammarCompiler, GrammarError, Matcher
+from engine_core.grammar import MAX_COMPILED_CHARS, GrammarCompiler, GrammarError, Matcher
 from ipc.grammar import Grammar, fault_of, llguidance_source
 
 EOS = 2
@@ -106,6 +106,18 @@ def test_a_tokenizer_that_cannot_be_read_is_the_grammars_error(tmp_path: Path) -
 
     with pytest.raises(GrammarError, match="did not compile"):
         compiler.matcher_of(compiled)
+
+
+def test_compiled_grammars_are_forgotten_oldest_first_when_their_sources_grow_too_long(tmp_path: Path) -> None:
+    compiler = GrammarCompiler(tmp_path / "none", 100, (EOS,))
+    half = " " * (MAX_COMPILED_CHARS // 2)
+    first, second = (compiler.compile(Grammar("regex", letter + half[1:])) for letter in "ab")
+
+    assert compiler.compile(Grammar("regex", "a" + half[1:])) is first  # both fit, and "a" is the newer one now
+    compiler.compile(Grammar("regex", "c"))
+
+    assert compiler.compile(Grammar("regex", "a" + half[1:])) is first
+    assert compiler.compile(Grammar("regex", "b" + half[1:])) is not second
 
 
 @pytest.mark.parametrize(
