@@ -30,17 +30,42 @@ class OutputItem(Protocol):
         ...
 
 
-class MessageItem:
-    def __init__(self, output_index: int) -> None:
-        self._id = item_id("msg")
+class _TextItem:
+    """One part of text, which grows."""
+
+    def __init__(self, output_index: int, id_prefix: str) -> None:
+        self._id = item_id(id_prefix)
         self._output_index = output_index
         self._pieces: list[str] = []
+
+    def item(self, status: str) -> Fields:
+        raise NotImplementedError
+
+    def _added(self, empty_part: Fields) -> Iterator[Event]:
+        item = {**self.item("in_progress"), "content": []}
+        yield "response.output_item.added", {"output_index": self._output_index, "item": item}
+        yield "response.content_part.added", {**self._place, "part": empty_part}
+
+    def _done(self, part: Fields, status: str) -> Iterator[Event]:
+        yield "response.content_part.done", {**self._place, "part": part}
+        yield "response.output_item.done", {"output_index": self._output_index, "item": self.item(status)}
+
+    @property
+    def _text(self) -> str:
+        return "".join(self._pieces)
+
+    @property
+    def _place(self) -> Fields:
+        return {"item_id": self._id, "output_index": self._output_index, "content_index": 0}
+
+
+class MessageItem(_TextItem):
+    def __init__(self, output_index: int) -> None:
+        super().__init__(output_index, "msg")
         self._logprobs: list[Fields] = []
 
     def added(self) -> Iterator[Event]:
-        item = {**self.item("in_progress"), "content": []}
-        yield "response.output_item.added", {"output_index": self._output_index, "item": item}
-        yield "response.content_part.added", {**self._place, "part": _text_part("", [])}
+        return self._added(_text_part("", []))
 
     def takes(self, part: Part) -> bool:
         return isinstance(part, Content)
@@ -54,34 +79,21 @@ class MessageItem:
     def done(self, status: str) -> Iterator[Event]:
         text, logprobs = self._text, self._logprobs
         yield "response.output_text.done", {**self._place, "text": text, "logprobs": logprobs}
-        yield "response.content_part.done", {**self._place, "part": _text_part(text, logprobs)}
-        yield "response.output_item.done", {"output_index": self._output_index, "item": self.item(status)}
+        yield from self._done(_text_part(text, logprobs), status)
 
     def item(self, status: str) -> Fields:
         content = [_text_part(self._text, self._logprobs)]
         return {"id": self._id, "type": "message", "status": status, "role": "assistant", "content": content}
 
-    @property
-    def _text(self) -> str:
-        return "".join(self._pieces)
 
-    @property
-    def _place(self) -> Fields:
-        return {"item_id": self._id, "output_index": self._output_index, "content_index": 0}
-
-
-class ReasoningItem:
+class ReasoningItem(_TextItem):
     """Thoughts in plain text; nothing sums them up."""
 
     def __init__(self, output_index: int) -> None:
-        self._id = item_id("rs")
-        self._output_index = output_index
-        self._pieces: list[str] = []
+        super().__init__(output_index, "rs")
 
     def added(self) -> Iterator[Event]:
-        item = {**self.item("in_progress"), "content": []}
-        yield "response.output_item.added", {"output_index": self._output_index, "item": item}
-        yield "response.content_part.added", {**self._place, "part": _reasoning_part("")}
+        return self._added(_reasoning_part(""))
 
     def takes(self, part: Part) -> bool:
         return isinstance(part, Reasoning)
@@ -94,8 +106,7 @@ class ReasoningItem:
     def done(self, status: str) -> Iterator[Event]:
         text = self._text
         yield "response.reasoning_text.done", {**self._place, "text": text}
-        yield "response.content_part.done", {**self._place, "part": _reasoning_part(text)}
-        yield "response.output_item.done", {"output_index": self._output_index, "item": self.item(status)}
+        yield from self._done(_reasoning_part(text), status)
 
     def item(self, status: str) -> Fields:
         content = [_reasoning_part(self._text)]
@@ -107,14 +118,6 @@ class ReasoningItem:
             "content": content,
             "encrypted_content": None,
         }
-
-    @property
-    def _text(self) -> str:
-        return "".join(self._pieces)
-
-    @property
-    def _place(self) -> Fields:
-        return {"item_id": self._id, "output_index": self._output_index, "content_index": 0}
 
 
 class CallItem:

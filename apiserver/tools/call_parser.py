@@ -29,6 +29,8 @@ class CallParser:
 
     markers: tuple[str, ...] = ()
     """What begins a call, wherever in the answer it stands."""
+    end_marker = ""
+    """What ends one, where the form has it."""
     known_tokens: tuple[str, ...] = ()
     """What a tokenizer may have a special token for."""
 
@@ -175,6 +177,31 @@ class CallParser:
         self._at = skip_space(self._text, self._at)
         return self._text[self._at : self._at + 1]
 
+    def _expect(self, character: str, then: Callable[[], bool]) -> bool:
+        """A state: this character, or it is no call."""
+        found = self._peek()
+        if not found:
+            return False
+        if found != character:
+            self._break()
+            return True
+        self._at += 1
+        self._state = then
+        return True
+
+    def _ending(self) -> bool:
+        """A state: the end marker; some models leave it out."""
+        if not self._peek():
+            return False
+        is_there = self._is_next(self.end_marker)
+        if is_there is None:
+            return False
+        if is_there:
+            self._at += len(self.end_marker)
+        self._consume()
+        self._state = self._outside
+        return True
+
     def _is_next(self, expected: str) -> bool | None:
         """Whether this stands at the place read to; None while that is open."""
         rest = self._text[self._at : self._at + len(expected)]
@@ -207,17 +234,6 @@ class JsonListParser(CallParser):
     def _end_of_list(self) -> bool:
         self._consume()
         self._state = self._outside
-        return True
-
-    def _expect(self, character: str, then: Callable[[], bool]) -> bool:
-        found = self._peek()
-        if not found:
-            return False
-        if found != character:
-            self._break()
-            return True
-        self._at += 1
-        self._state = then
         return True
 
 

@@ -7,20 +7,8 @@ START, END = "<tool_call>", "</tool_call>"
 
 class HermesParser(CallParser):
     markers = (START,)
+    end_marker = END
     known_tokens = (START, END)
 
     def _inside(self) -> bool:
         return self._read_json_call(self._ending)
-
-    def _ending(self) -> bool:
-        """The end marker; some models leave it out."""
-        if not self._peek():
-            return False
-        is_there = self._is_next(END)
-        if is_there is None:
-            return False
-        if is_there:
-            self._at += len(END)
-        self._consume()
-        self._state = self._outside
-        return True

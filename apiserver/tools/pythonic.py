@@ -26,15 +26,7 @@ class PythonicParser(CallParser):
         return self._state == self._outside and not self._is_beside_call
 
     def _opening(self) -> bool:
-        character = self._peek()
-        if not character:
-            return False
-        if character != "[":
-            self._break()
-            return True
-        self._at += 1
-        self._state = self._function
-        return True
+        return self._expect("[", self._function)
 
     def _function(self) -> bool:
         """name( — up to its bracket nothing of a call is certain."""

@@ -30,6 +30,7 @@ class Qwen3CoderParser(CallParser):
     """A text's value is given out as it is written, any other once it is whole."""
 
     markers = (START, FUNCTION)
+    end_marker = END  # of the tag around the function
     known_tokens = (START, END)
 
     _name = ""
@@ -121,18 +122,6 @@ class Qwen3CoderParser(CallParser):
         self._consume()
         self.num_calls += 1
         self._state = self._ending
-
-    def _ending(self) -> bool:
-        """The tag around the function, or whatever comes instead."""
-        if not self._peek():
-            return False
-        is_there = self._is_next(END)
-        if is_there is None:
-            return False
-        self._at += len(END) if is_there else 0
-        self._consume()
-        self._state = self._outside
-        return True
 
     def _tag_value(self, opening: str) -> str | None:
         """Of the tag that begins here, which is passed: "" where it is none, None while that is open."""

@@ -4,7 +4,6 @@ import asyncio
 import json
 
 import anthropic
-import httpx
 import pytest
 from anthropic import Anthropic
 from anthropic.types import MessageParam, TextBlock
@@ -18,12 +17,6 @@ QUESTION: list[MessageParam] = [{"role": "user", "content": "What is the capital
 @pytest.fixture(scope="module")
 def client(core_fleet: Fleet) -> Anthropic:
     return Anthropic(base_url=core_fleet.base_url, api_key="unused", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def model(core_fleet: Fleet) -> str:
-    name: str = httpx.get(core_fleet.base_url + "/v1/models").json()["data"][0]["id"]
-    return name
 
 
 def text_of(message: anthropic.types.Message) -> str:

@@ -7,23 +7,9 @@ import numpy as np
 import openai
 import pytest
 import torch
-from openai import OpenAI
 from transformers import AutoModel, AutoTokenizer
 
-from tests.integration.fleet import Fleet
-
 TEXTS = ["The cat sits outside.", "Stocks fell on Monday after a quiet week."]
-
-
-@pytest.fixture(scope="module")
-def client(core_fleet: Fleet) -> Any:  # Any: overloads of literals do not fit requests made of variables
-    return OpenAI(base_url=core_fleet.base_url + "/v1", api_key="unused", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def model(client: Any) -> str:
-    name: str = client.models.list().data[0].id
-    return name
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

@@ -7,22 +7,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI
 
 from tests.integration.fleet import Fleet
 
 CHAT = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-@pytest.fixture(scope="module")
-def client(core_fleet: Fleet) -> Any:  # Any: overloads of literals do not fit requests made of variables
-    return OpenAI(base_url=core_fleet.base_url + "/v1", api_key="unused", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def model(client: Any) -> str:
-    name: str = client.models.list().data[0].id
-    return name
 
 
 def streamed_text(client: Any, model: str, **request: object) -> str:

@@ -7,24 +7,12 @@ from typing import Any, Literal
 import httpx
 import openai
 import pytest
-from openai import OpenAI
 from pydantic import BaseModel
 
 from tests.integration.fleet import Fleet
 
 QUESTION = "What is the capital of France?"
 SHORT = {"temperature": 0, "max_output_tokens": 32}
-
-
-@pytest.fixture(scope="module")
-def client(core_fleet: Fleet) -> Any:  # Any: overloads of literals do not fit requests made of variables
-    return OpenAI(base_url=core_fleet.base_url + "/v1", api_key="unused", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def model(client: Any) -> str:
-    name: str = client.models.list().data[0].id
-    return name
 
 
 def test_a_response_is_created_and_retrieved(client: Any, model: str) -> None:

@@ -21,11 +21,6 @@ class Fruit(BaseModel):
     count: int
 
 
-@pytest.fixture(scope="module")
-def client(core_fleet: Fleet) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{core_fleet.base_url}/v1", api_key="none", max_retries=0)
-
-
 def ask(client: openai.OpenAI, extra: dict[str, Any], **fields: Any) -> Any:
     options: dict[str, Any] = {"model": MODEL, "max_tokens": 160, "temperature": 0.7, "seed": 5, **fields}
     return client.chat.completions.create(messages=QUESTION, extra_body=extra, **options)
