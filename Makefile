@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check kills ring-kills overload chaos fuzz page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check kills ring-kills slow-readers idle-connections overload chaos fuzz page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test image clean
 
 install: $(STAMP)
@@ -78,6 +78,12 @@ kills: install
 
 ring-kills: install
 	RING_KILL_ROUNDS=5000 $(BIN)/python -m pytest -q tests/faults/test_ring_kill.py
+
+slow-readers: install
+	$(BIN)/python -m loadtests.chaos.slow_readers
+
+idle-connections: install
+	$(BIN)/python -m loadtests.chaos.idle_connections
 
 overload: install
 	$(BIN)/python -m loadtests.chaos.overload

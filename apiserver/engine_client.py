@@ -67,7 +67,7 @@ class StreamError:
 class Sink(Protocol):
     """Where one stream's output goes. Called from the event loop; must not block or raise."""
 
-    tokens: list[int]
+    tokens: "list[int] | array[int]"
     """Token ids not yet flushed; the client appends, the sink takes."""
     scores: list[Scored]
     """Of a stream that asked for logprobs: one per token, in order, and one for a stop id, before the token is flushed."""
@@ -441,7 +441,7 @@ class EngineClient:
     def _on_crash(self, sink: Sink) -> None:
         """A sink that raised ends alone: the other streams of its record go on."""
         logger.exception("a stream crashed")
-        sink.tokens.clear()
+        del sink.tokens[:]
         for number in [number for number, other in self._sinks.items() if other is sink]:
             self._give_up(number, CRASHED)
 

@@ -2,13 +2,14 @@
 
 Each choice has its event ready-made, but for the text: prefix bytes + escaped text + suffix bytes, in one write per choice
 and wake-up; tokens that piled up share one event. The headers wait for the first output, so that a refusal is still a
-status. A client that does not read pauses its own stream: tokens are held as integers up to a bound, then it is cut.
+status. A client that does not read pauses its own stream: tokens are held as numbers up to a bound, then it is cut.
 
 Format: https://html.spec.whatwg.org/multipage/server-sent-events.html, events as OpenAI's API has them.
 """
 
 import asyncio
 import time
+from array import array
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -32,7 +33,8 @@ HEADERS = [
 ]
 CRLF = b"\r\n"
 SHUTDOWN = StreamError("shutdown", "the server is shutting down", retry_after_s=1)
-BYTES_PER_HELD_TOKEN = 36  # a list slot and an int object
+NUM_HELD_LOOSELY = 64  # tokens; more of one choice are packed: 4 bytes each instead of an object
+BYTES_PER_HELD_TOKEN = 5  # packed, with the room to grow
 BYTES_PER_HELD_SCORE = 400  # a Scored without alternatives
 BYTES_PER_HELD_ALTERNATIVE = 80
 
@@ -279,6 +281,8 @@ class StreamedResponse:
     def hold(self, choice: StreamedChoice) -> None:
         """It has tokens and cannot write: before the headers, or the client is slow, or gone."""
         self._wake()
+        if len(choice.tokens) > NUM_HELD_LOOSELY and isinstance(choice.tokens, list):
+            choice.tokens = array("I", choice.tokens)
         if self._writer is not None and not self._is_gone and len(choice.tokens) > self._max_held_tokens:
             self._metrics.shed("slow_client").inc()
             self._writer.abort()

@@ -105,7 +105,7 @@ class Choice:
         self, index: int, text: TextStream, metrics: WorkerMetrics, on_end: Callable[["Choice"], None]
     ) -> None:
         self.index, self.text = index, text
-        self.tokens: list[int] = []
+        self.tokens: list[int] | array[int] = []  # not turned into text yet
         self.scores: list[Scored] = []
         self.stream_id: StreamId | None = None
         self.finish_reason: str | None = None

@@ -21,6 +21,7 @@ CONTINUE = b"HTTP/1.1 100 "
 MAX_HEAD_BYTES = (
     64 * 1024
 )  # request line and headers; what one read brings is parsed whatever its size, 256 KiB at most
+HIGH_WATER_BYTES = 4096  # a transport keeps each small write apart, with four times its bytes around it
 HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -135,6 +136,7 @@ class FleetHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """A client that says nothing, or says it too slowly, does not keep its connection."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         self._slow_timer = self.loop.call_later(self.timeout_keep_alive, self._on_slow)
 
     def data_received(self, data: bytes) -> None:

@@ -82,6 +82,14 @@ def memory(pids: list[int]) -> Memory:
     return Memory(rss / 1024, pss / 1024)
 
 
+def tcp_memory_mb() -> float:
+    """What the kernel holds for all TCP sockets of this host: no process's PSS has it."""
+    fields = next(
+        line for line in Path("/proc/net/sockstat").read_text().splitlines() if line.startswith("TCP:")
+    ).split()
+    return int(fields[fields.index("mem") + 1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
 def _stat_fields(pid: int) -> list[str]:
     """/proc/PID/stat from the state on: [0] state, [1] ppid, [11] utime, [12] stime, [13] cutime, [14] cstime."""
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()

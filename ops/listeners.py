@@ -5,6 +5,7 @@ from pathlib import Path
 
 from config.settings import ServerSettings
 
+UNSENT_BYTES = 16 * 1024  # the kernel takes no more of a connection that has so much still to send; window excepted
 BACKLOG = 4096  # the kernel takes the smaller of this and net.core.somaxconn
 
 
@@ -42,6 +43,7 @@ def _tcp_socket(family: socket.AddressFamily, address: str, port: int, *, flag: 
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)  # accepted sockets inherit it
     try:
         listener.bind((address, port))
         listener.listen(BACKLOG)

@@ -26,7 +26,7 @@ class Seen:
     first_at_s: float = 0.0
     ended_at_s: float = 0.0
     longest_gap_s: float = 0.0  # between two events
-    num_events: int = 0
+    event_times_s: list[float] = field(default_factory=list)
 
     @property
     def ending(self) -> str:
@@ -36,6 +36,10 @@ class Seen:
         if self.errors or self.status >= 400:
             return "failed"
         return "finished" if self.is_done else "broken"
+
+    @property
+    def num_events(self) -> int:
+        return len(self.event_times_s)
 
     @property
     def ttft_s(self) -> float:
@@ -98,7 +102,8 @@ def _take_event(seen: Seen, data: str) -> None:
         seen.is_done = True
         return
     last_s = seen.ended_at_s or now_s
-    seen.ended_at_s, seen.num_events = now_s, seen.num_events + 1
+    seen.ended_at_s = now_s
+    seen.event_times_s.append(now_s)
     seen.first_at_s = seen.first_at_s or now_s
     seen.longest_gap_s = max(seen.longest_gap_s, now_s - last_s)
     _take_body(seen, json.loads(data), is_event=True)

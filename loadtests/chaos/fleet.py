@@ -1,6 +1,7 @@
 """A fleet with the sim engine, for the drivers: started on entering, ended on leaving, with its log kept."""
 
 import sys
+import urllib.request
 from pathlib import Path
 
 from loadtests.peers.server import Server, free_port
@@ -43,3 +44,9 @@ class SimFleet:
             except OSError:
                 continue  # gone meanwhile
         return [pid for name, pid in sorted(found) if name.startswith(f"tokenfleet: {role}")]
+
+    def metric(self, *prefixes: str) -> float:
+        """Sum of the samples of /metrics whose line begins with one of these. Raises OSError while nobody answers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ops_port}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(prefixes))

@@ -59,6 +59,9 @@ class CountingTransport(asyncio.Transport):
         self.num_writes += 1
         self.num_bytes += len(data)
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing is ever buffered."""
+
     def is_closing(self) -> bool:
         return False
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.chaos import slow_readers
 from loadtests.chaos.client import Seen, complete
 from tests.integration.fleet import Fleet
 
@@ -169,32 +170,14 @@ def test_a_pipelined_body_may_wait_as_long_as_the_answer_before_it(model_folder:
             assert piece, received[-300:]
 
 
-def test_slow_readers_are_cut_at_their_bound_and_others_are_served(model_folder: Path, tmp_path: Path) -> None:
-    flags = ("--engine", "sim", "--workers", "1", "--sim-step-ms", "0", "--stream-buffer-bytes", "4096")
-    # Some megabytes: the kernel's buffers swallow the first of them.
-    body = json.dumps({"prompt": "hi", "max_tokens": 5000, "n": 8, "ignore_eos": True, "stream": True}).encode()
-    with Fleet(tmp_path / "log", str(model_folder), *flags) as fleet:
-        slow = []
-        for _ in range(3):
-            client = socket.socket()
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect(("127.0.0.1", fleet.port))
-            client.sendall(HEAD % len(body) + body)
-            slow.append(client)
+def test_slow_readers_are_held_in_little_memory_and_then_cut_while_others_are_served(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    result = slow_readers.measure(100, 5, 1.0, tmp_path / "log", step_ms=4)
 
-        assert serves(fleet)
-        fleet.wait_until(lambda: is_idle(fleet), 60)
-        for client in slow:
-            client.settimeout(10)
-            received = b""
-            try:
-                while piece := client.recv(65536):
-                    received += piece
-            except ConnectionResetError:
-                pass
-            assert b"[DONE]" not in received
-            client.close()
-        assert serves(fleet)
+    assert result.num_cut == 100
+    assert result.growth_mb < 20, "64 KiB each, and what measuring adds"
+    assert len(result.seen) > 10 and {one.ending for one in result.seen} == {"finished"}
 
 
 def test_a_worker_that_dies_at_every_start_is_tried_ever_less_often_while_the_others_serve(

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from array import array
 from collections.abc import Awaitable, Callable, Sequence
 
 import uvicorn
@@ -85,7 +86,7 @@ class RecordingSink:
     """Writes down what happens to one stream."""
 
     def __init__(self) -> None:
-        self.tokens: list[int] = []
+        self.tokens: list[int] | array[int] = []
         self.scores: list[Scored] = []
         self.stream_id: StreamId | None = None
         self.submitted_s = time.monotonic()
@@ -97,7 +98,7 @@ class RecordingSink:
         self.flush(now_s)
 
     def flush(self, now_s: float) -> None:
-        self.flushes.append(self.tokens)
+        self.flushes.append(list(self.tokens))
         self.tokens = []
 
     def finish(self, finish: Finish) -> None:
@@ -191,6 +192,9 @@ class Connection(asyncio.Transport):
 
     def request(self, *, version: str = "1.1") -> None:
         self.protocol.data_received(f"POST / HTTP/{version}\r\nhost: test\r\ncontent-length: 2\r\n\r\n{{}}".encode())
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """The test says when the client is slow."""
 
     def pause(self) -> None:
         self.protocol.pause_writing()

@@ -10,7 +10,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from apiserver.errors import ApiError, Overloaded
-from apiserver.event_stream import StreamedResponse, collect
+from apiserver.event_stream import BYTES_PER_HELD_TOKEN, NUM_HELD_LOOSELY, StreamedResponse, collect
 from apiserver.generation import CollectedChoice, GenerationRequest, Prompt
 from apiserver.logprobs import TokenTexts
 from apiserver.schema.responses import ChatEvents
@@ -21,7 +21,7 @@ from tests.unit.apiserver.in_process import SMILE, SPECIAL, Connection, NoDecode
 
 HELLO, WORLD, COMMA, JAPAN, QUOTE = range(5)
 ST, OP = 8, 9
-BUFFER_BYTES = 36 * 100  # a hundred tokens
+BUFFER_BYTES = BYTES_PER_HELD_TOKEN * 100
 
 
 def request(**fields: Any) -> GenerationRequest:  # Any: fields of many types
@@ -306,6 +306,25 @@ def test_a_paused_client_gets_everything_when_it_reads_again() -> None:
 
         assert contents(connection.body) == ["Hello", ", world"]
         assert events(connection.body)[-1] == "[DONE]"
+
+    run(client)
+
+
+def test_a_long_text_that_waited_for_its_client_comes_whole() -> None:
+    async def client() -> None:
+        server = Server()
+        connection = await server.connect()
+        server.worker.step([1], [HELLO])
+        await connection.settle()
+        connection.pause()
+
+        for _ in range(NUM_HELD_LOOSELY + 20):
+            server.worker.step([1], [COMMA])
+        connection.resume()
+        server.worker.step(finishes=[finish(1)])
+        await connection.settle()
+
+        assert "".join(contents(connection.body)) == "Hello" + "," * (NUM_HELD_LOOSELY + 20)
 
     run(client)
 

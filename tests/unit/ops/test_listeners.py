@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from config.settings import ServerSettings
-from ops.listeners import CannotListen, ops_socket, serving_sockets
+from ops.listeners import UNSENT_BYTES, CannotListen, ops_socket, serving_sockets
 
 
 def test_port_zero_takes_a_free_one_that_accepts() -> None:
@@ -12,6 +12,16 @@ def test_port_zero_takes_a_free_one_that_accepts() -> None:
 
     with listener, socket.create_connection(listener.getsockname(), timeout=5) as client:
         assert client.getpeername() == listener.getsockname()
+
+
+def test_an_accepted_connection_keeps_little_unsent() -> None:
+    [listener] = serving_sockets(ServerSettings(port=0))
+
+    with listener, socket.create_connection(listener.getsockname(), timeout=5):
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT_BYTES
 
 
 def test_a_busy_port_is_named_with_the_flag_that_changes_it() -> None:
