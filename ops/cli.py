@@ -1,4 +1,4 @@
-"""The command line: `serve [MODEL]`, `check`, `reload`, `wiretap`, `top`. Faults are one line each on standard error."""
+"""The command line: `serve [MODEL]`, `check`, `reload`, `wiretap`, `top`, `bundle`. A fault is one line on standard error."""
 # ruff: noqa: E402  what is refused must be refused before it is imported
 
 from ops.own_packages import refuse_shadowed_packages
@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -36,10 +36,7 @@ def run(argv: Sequence[str]) -> int:
         if arguments.command == "role":
             return roles.run(arguments.role, arguments.plan_fd)
         refuse_extras(arguments.parser, extras)
-        command = {"serve": _serve, "check": _check, "reload": _reload, "wiretap": _wiretap, "top": _top}[
-            arguments.command
-        ]
-        return command(arguments)
+        return _COMMANDS[arguments.command](arguments)
     except ConfigError as error:
         return _fail(*error.lines, code=exit_codes.MISUSED)
     except (ModelFolderError, CannotListen, WhichFleet) as error:
@@ -82,6 +79,12 @@ def _parser() -> FlagParser:
     reload = commands.add_parser("reload", help="read the settings again and replace every worker, losing nothing")
     reload.add_argument("--pid", type=int, help="supervisor of the fleet; needed when several run")
     reload.set_defaults(parser=reload)
+    text = "write an archive for whoever helps: settings, metrics, versions, log; no secrets"
+    bundle = commands.add_parser("bundle", help=text, description=text)
+    bundle.add_argument("--pid", type=int, help="supervisor of the fleet; needed when several run")
+    bundle.add_argument("--log", type=Path, metavar="FILE", help="its log; found by itself when stderr is a file")
+    bundle.add_argument("--out", type=Path, metavar="FILE", help="default: named by the time; -: standard output")
+    bundle.set_defaults(parser=bundle)
     role = commands.add_parser("role")
     role.add_argument("role", choices=roles.ROLES)
     role.add_argument("--plan-fd", type=int, required=True)
@@ -130,8 +133,9 @@ def _serve(arguments: object) -> int:
         _checked_model(configuration, source)  # before anything is bound or converted
     resources = Resources(settings, _num_workers(configuration))
     try:
+        resources.record(configuration)
         _become_supervisor()
-        supervisor = Supervisor(settings, resources, os.getpid(), lambda: _configuration(arguments).settings)
+        supervisor = Supervisor(settings, resources, os.getpid(), lambda: _configuration(arguments))
         return asyncio.run(supervisor.run(source, lambda: _checked_model(configuration, source)))
     finally:
         resources.remove()
@@ -189,3 +193,19 @@ def _top(arguments: argparse.Namespace) -> int:
         is_json=arguments.json,
         svg=arguments.svg,
     )
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    from ops import bundle
+
+    return bundle.run(arguments.pid, arguments.log, arguments.out)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "serve": _serve,
+    "check": _check,
+    "reload": _reload,
+    "wiretap": _wiretap,
+    "top": _top,
+    "bundle": _bundle,
+}

@@ -9,7 +9,11 @@ import resource
 import socket
 from pathlib import Path
 
+from msgspec import structs
+
+from config.load import Configuration
 from config.settings import Settings
+from config.shown import secret_digests, shown_settings
 from ipc.doorbell import Doorbell
 from ipc.fleet_page import FleetPage
 from ipc.handles import BrokerHandles, EngineHandles, WorkerHandles
@@ -117,6 +121,15 @@ class Resources:
         """Close the serving sockets here. Once workers and zygote have closed theirs too, new clients are refused."""
         for listener in self.listeners:
             listener.close()
+
+    def record(self, configuration: Configuration) -> None:
+        """For observers: the settings that the fleet runs with from now on, without their secrets."""
+        manifest = structs.replace(
+            self._manifest(),
+            settings=tuple(shown_settings(configuration)),
+            secret_digests=tuple(secret_digests(configuration)),
+        )
+        self._folder.store(manifest)
 
     def remove(self) -> None:
         """What has a name in the file system. The rest ends with the process."""

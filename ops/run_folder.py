@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from config.shown import ShownSetting
+
 _PREFIX = "tokenfleet-"
 _LOCK = "lock"
 _MANIFEST = "fleet.json"
@@ -26,12 +28,14 @@ class RingEntry(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True):
-    """What an observer of this fleet needs (`tokenfleet wiretap`, `top`)."""
+    """What an observer of this fleet needs (`tokenfleet wiretap`, `top`, `bundle`)."""
 
     supervisor_pid: int
     tap_endpoint: str
     rings: tuple[RingEntry, ...]
-    ops_url: str = ""  # `tokenfleet top`
+    ops_url: str = ""
+    settings: tuple[ShownSetting, ...] = ()  # those it runs with, since the last reload
+    secret_digests: tuple[str, ...] = ()  # SHA-256 in hex of the secrets among them
 
 
 class RunFolder:
@@ -50,7 +54,10 @@ class RunFolder:
         return f"ipc://{self.path / name}"
 
     def store(self, manifest: Manifest) -> None:
-        (self.path / _MANIFEST).write_bytes(msgspec.json.encode(manifest))
+        """Whoever reads meanwhile finds the old one or the new one, whole."""
+        new = self.path / f".{_MANIFEST}"
+        new.write_bytes(msgspec.json.encode(manifest))
+        new.rename(self.path / _MANIFEST)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)

@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable
 
-from config.load import ConfigError
+from config.load import ConfigError, Configuration
 from config.model_folder import ModelFolder
 from config.reload import reloaded
 from config.settings import Settings
@@ -46,11 +46,11 @@ REPLACE_TIMEOUT_S = 60.0  # a new zygote has loaded, a new worker serves
 
 class Supervisor:
     def __init__(
-        self, settings: Settings, resources: Resources, supervisor_pid: int, reload: Callable[[], Settings]
+        self, settings: Settings, resources: Resources, supervisor_pid: int, reload: Callable[[], Configuration]
     ) -> None:
-        """`reload` reads the settings again; raises ConfigError."""
+        """`reload` reads the configuration again; raises ConfigError."""
         self._settings, self._resources, self._pid = settings, resources, supervisor_pid
-        self._read_settings = reload
+        self._read_configuration = reload
         self._model: ModelFolder  # known once it is prepared, before the first process that needs it
         page, backoff_s = resources.page, settings.ops.restart_backoff_max_s
         self._link: ZygoteLink | None = None
@@ -273,10 +273,12 @@ class Supervisor:
         """Whatever goes wrong, the fleet serves on with what it has."""
         started_s = time.monotonic()
         try:
-            settings = reloaded(self._settings, self._read_settings())
+            configuration = self._read_configuration()
+            settings = reloaded(self._settings, configuration.settings)
             await self._replace_zygote(settings)
             ops = settings.ops
             await self._workers.replace_all(start_timeout_s=REPLACE_TIMEOUT_S, drain_timeout_s=ops.drain_timeout_s)
+            self._resources.record(configuration)
         except (ConfigError, CannotReplace) as error:
             logger.error("reload failed", extra={"reason": str(error)})
             return
