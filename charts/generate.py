@@ -28,6 +28,8 @@ CHART_OWNS = frozenset(
         "uds",
         "api_key",
         "api_key_file",
+        "ssl_keyfile",
+        "ssl_certfile",
         "ops_host",
         "ops_port",
         "drain_timeout_s",

@@ -1,5 +1,6 @@
 """What the chart's objects say, rendered by the real helm."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -23,6 +24,7 @@ from tests.chart.rendering import (
     render,
 )
 from tests.integration.fleet import Fleet
+from tests.integration.test_tls import make_certificate
 
 pytestmark = needs_helm
 
@@ -110,7 +112,21 @@ def test_a_file_of_keys_is_mounted_whole_so_that_it_follows_the_secret() -> None
     assert "TOKENFLEET_API_KEY" not in environment(objects)
     (mount,) = (m for m in pod_spec(objects)["containers"][0]["volumeMounts"] if m["name"] == "keys")
     assert "subPath" not in mount and mount["mountPath"] == "/etc/tokenfleet-keys"
-    assert {"name": "keys", "secret": {"secretName": "keys"}} in pod_spec(objects)["volumes"]
+    assert {"name": "keys", "secret": {"secretName": "keys", "defaultMode": 0o440}} in pod_spec(objects)["volumes"]
+
+
+def test_a_certificate_comes_from_a_secret_and_the_ops_port_stays_plain() -> None:
+    objects = render({"tls": {"existingSecret": "cert"}, "service": {"port": 443}})
+
+    assert environment(objects)["TOKENFLEET_SSL_CERTFILE"] == "/etc/tokenfleet-tls/tls.crt"
+    assert environment(objects)["TOKENFLEET_SSL_KEYFILE"] == "/etc/tokenfleet-tls/tls.key"
+    (mount,) = (m for m in container(objects)["volumeMounts"] if m["name"] == "tls")
+    assert mount == {"name": "tls", "mountPath": "/etc/tokenfleet-tls", "readOnly": True}
+    assert {"name": "tls", "secret": {"secretName": "cert", "defaultMode": 0o440}} in pod_spec(objects)["volumes"]
+    assert of_kind(objects, "Service")["spec"]["ports"][0]["appProtocol"] == "https"
+    assert of_kind(objects, "Pod")["spec"]["containers"][0]["args"][1] == "https://chat-tokenfleet:443"
+    probes = [container(objects)[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")]
+    assert all(probe["port"] == "ops" and "scheme" not in probe for probe in probes)
 
 
 def test_a_change_of_configuration_rolls_the_pods() -> None:
@@ -221,6 +237,17 @@ REFUSED: list[tuple[Object, str]] = [
     ({"config": {"engine": {"max_num_seq": 2}}}, "additional properties 'max_num_seq' not allowed"),
     ({"config": {"engine": {"max_num_seqs": 0}}}, "minimum"),
     ({"config": {"server": {"port": 80}}}, "additional properties 'port' not allowed"),
+    ({"config": {"server": {"ssl_keyfile": "/key"}}}, "additional properties 'ssl_keyfile' not allowed"),
+    ({"apiKeys": {"isFile": True}}, "name the Secret in apiKeys.existingSecret"),
+    ({"tls": {"privateKeyKey": "tls.crt"}}, "certificate and key are two entries"),
+    (
+        {
+            "tls": {"existingSecret": "cert"},
+            "gateway": {"inferencePool": {"enabled": True, "endpointPicker": "picker"}},
+        },
+        "End TLS at the Gateway",
+    ),
+    ({"extraEnv": [{"name": "TOKENFLEET_DRAIN_TIMEOUT_S", "value": "1"}]}, "TOKENFLEET_DRAIN_TIMEOUT_S is the chart's"),
     ({"drain": {"terminationGracePeriodSeconds": 149}}, "streams would be cut"),
     ({"drain": {"preStopSeconds": 3}}, "new requests would meet a closed port"),
     ({"model": {"source": "claim"}}, "model.claim"),
@@ -255,9 +282,24 @@ def test_the_test_hook_chats_with_a_real_fleet(sim_fleet: Fleet) -> None:
     assert _run_test_hook(sim_fleet.ops_url) == 1
 
 
-def _run_test_hook(base_url: str) -> int:
+def test_the_test_hook_speaks_tls_and_takes_its_key_from_the_file(tmp_path: Path) -> None:
+    key, chain = make_certificate(tmp_path)
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[a]\nsha256 = "{"0" * 64}"\n[b]\nkey = "sk-b"\n')
+    flags = ("--api-key-file", str(keys), "--ssl-keyfile", str(key), "--ssl-certfile", str(chain))
+    environ = {"API_KEYS_ARE_A_FILE": "yes", "API_KEYS": keys.read_text(), "CERTIFICATE": chain.read_text()}
+
+    with Fleet(tmp_path / "log", "--engine", "sim", "--sim-step-ms", "1", "--workers", "1", *flags) as fleet:
+        url = f"https://127.0.0.1:{fleet.port}"
+        assert _run_test_hook(url, **environ) == 0
+        assert _run_test_hook(url, **{**environ, "CERTIFICATE": ""}) == 1
+
+
+def _run_test_hook(base_url: str, **environ: str) -> int:
     command = of_kind(render(), "Pod")["spec"]["containers"][0]
     script = command["args"][0]
     assert command["command"] == ["python3", "-c"]
-    done = subprocess.run([sys.executable, "-c", script, base_url], capture_output=True, timeout=60, check=False)
-    return done.returncode
+    return subprocess.run(
+        [sys.executable, "-c", script, base_url],
+        capture_output=True, timeout=60, check=False, env={**os.environ, **environ},
+    ).returncode  # fmt: skip

@@ -45,6 +45,8 @@ EVERYTHING_ELSE: Object = {
     "nodeSelector": {"pool": "llm"},
     "extraEnv": [{"name": "TZ", "value": "UTC"}],
     "drain": {"terminationGracePeriodSeconds": 600},
+    "apiKeys": {"existingSecret": "keys", "key": "keys.toml", "isFile": True},
+    "tls": {"existingSecret": "certificate"},
 }
 EVERYTHING_OFF: Object = {
     "podDisruptionBudget": {"enabled": False},

@@ -2,18 +2,33 @@
 
 import json
 import os
+import ssl
 import sys
+import tomllib
 import urllib.request
 
 base_url = sys.argv[1]
 headers = {"content-type": "application/json"}
-if os.environ.get("API_KEYS"):
-    headers["authorization"] = "Bearer " + os.environ["API_KEYS"].split(",")[0].strip()
+if os.environ.get("API_KEYS_ARE_A_FILE"):
+    entries = tomllib.loads(os.environ["API_KEYS"]).values()
+    keys = [entry["key"] for entry in entries if "key" in entry]
+    if not keys:
+        sys.exit("the file of keys has only their hashes: no key to ask with")
+else:
+    keys = [key.strip() for key in os.environ.get("API_KEYS", "").split(",") if key.strip()]
+if keys:
+    headers["authorization"] = f"Bearer {keys[0]}"
+tls = ssl.create_default_context()
+if os.environ.get("CERTIFICATE"):  # this very certificate, whoever signed it and whatever public name it has
+    tls = ssl.create_default_context(cadata=os.environ["CERTIFICATE"])
+    tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    tls.check_hostname = False
 
 
 def fetch(path: str, body: object = None) -> str:
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(base_url + path, data, headers), timeout=100) as response:
+    request = urllib.request.Request(base_url + path, data, headers)
+    with urllib.request.urlopen(request, timeout=100, context=tls) as response:
         return str(response.read().decode())
 
 

@@ -26,6 +26,10 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "tokenfleet.scheme" -}}
+{{- ternary "https" "http" (ne .Values.tls.existingSecret "") -}}
+{{- end -}}
+
 {{/* Labels */}}
 {{- define "tokenfleet.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "tokenfleet.name" . }}
