@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
 .PHONY: install serve test lint check kills ring-kills slow-readers idle-connections overload chaos fuzz page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
-	chart chart-tools balance-test image clean
+	chart chart-tools balance-test picker-test image clean
 
 install: $(STAMP)
 
@@ -45,7 +45,12 @@ balance-test: install
 	{ test -x /usr/sbin/haproxy && test -x /usr/sbin/nginx; } || { \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy nginx-light; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[balancers]'
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -m ops tests/balancers
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -m ops tests/balancers/test_balancers.py
+
+# The same behind Envoy with a picker of endpoints, as Gateway API's InferencePool has it.
+picker-test: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[balancers,picker]'
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -m ops tests/balancers/test_endpoint_picker.py
 
 # ops/dashboards and ops/alerts, from ops/monitoring.
 monitoring: install

@@ -14,7 +14,7 @@ from loadtests.peers.server import free_port
 from tests.integration.fleet import Fleet
 
 START_TIMEOUT_S = 20.0
-BINARIES = {"haproxy": "haproxy", "nginx": "nginx", "envoy": "envoy"}
+BALANCERS = ("haproxy", "nginx", "envoy")  # those that choose by themselves
 
 HAPROXY = """
 global
@@ -69,7 +69,7 @@ http {{
 }}
 """
 
-ENVOY = """
+_ENVOY_HEAD = """
 static_resources:
   listeners:
   - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
@@ -85,10 +85,18 @@ static_resources:
               domains: ["*"]
               routes: [{{match: {{prefix: "/"}}, route: {{cluster: fleets, timeout: 0s}}}}]
           http_filters:
+"""
+
+_ENVOY_ROUTER = """
           - name: envoy.filters.http.router
             typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
   clusters:
-  - name: fleets
+"""
+
+ENVOY = (
+    _ENVOY_HEAD
+    + _ENVOY_ROUTER
+    + """  - name: fleets
     type: STATIC
     lb_policy: LEAST_REQUEST
     common_lb_config: {{healthy_panic_threshold: {{value: 0}}}}
@@ -106,26 +114,66 @@ static_resources:
             address: {{socket_address: {{address: 127.0.0.1, port_value: {b}}}}}
             health_check_config: {{port_value: {ops_b}}}
 """
+)
+
+_PICKER_FILTER = """
+          - name: envoy.filters.http.ext_proc
+            typed_config:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor
+              grpc_service: {{envoy_grpc: {{cluster_name: picker}}}}
+              message_timeout: 5s
+              failure_mode_allow: false
+              mutation_rules: {{allow_all_routing: {{value: true}}}}
+              processing_mode:
+                request_header_mode: SEND
+                response_header_mode: SKIP
+                request_body_mode: NONE
+                response_body_mode: NONE
+                request_trailer_mode: SKIP
+                response_trailer_mode: SKIP
+"""
+
+# As gateways make it of an InferencePool: the picker names the endpoint, and Envoy goes there.
+ENVOY_WITH_PICKER = (
+    _ENVOY_HEAD
+    + _PICKER_FILTER
+    + _ENVOY_ROUTER
+    + """  - name: fleets
+    type: ORIGINAL_DST
+    lb_policy: CLUSTER_PROVIDED
+    original_dst_lb_config: {{use_http_header: true, http_header_name: x-gateway-destination-endpoint}}
+  - name: picker
+    type: STATIC
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {{http2_protocol_options: {{}}}}
+    load_assignment:
+      cluster_name: picker
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {picker}}}}}}}
+"""
+)
+
+_TEMPLATES = {"haproxy": HAPROXY, "nginx": NGINX, "envoy": ENVOY, "envoy-with-picker": ENVOY_WITH_PICKER}
 
 
 def binary_or_none(name: str) -> str | None:
-    return shutil.which(BINARIES[name]) or shutil.which(BINARIES[name], path="/usr/sbin")
+    """`name` is a balancer's, or Envoy's way with a picker."""
+    program = name.partition("-")[0]
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin")
 
 
 class Balancer:
     """Started on entering, when it passes requests through; ended on leaving."""
 
-    def __init__(self, name: str, fleets: tuple[Fleet, Fleet], folder: Path) -> None:
+    def __init__(self, name: str, fleets: tuple[Fleet, Fleet], folder: Path, picker_port: int = 0) -> None:
         self.name, self.port, self._folder = name, free_port(), folder
         a, b = fleets
-        template = {"haproxy": HAPROXY, "nginx": NGINX, "envoy": ENVOY}[name]
+        places = {"a": a.port, "b": b.port, "ops_a": a.ops_port, "ops_b": b.ops_port, "picker": picker_port}
         self._file = folder / f"{name}.yaml"  # Envoy goes by the suffix
-        self._file.write_text(
-            template.format(
-                port=self.port, folder=folder, a=a.port, b=b.port, ops_a=a.ops_port, ops_b=b.ops_port
-            ).strip()
-            + "\n"
-        )
+        self._file.write_text(_TEMPLATES[name].format(port=self.port, folder=folder, **places).strip() + "\n")
 
     @property
     def base_url(self) -> str:
@@ -138,7 +186,7 @@ class Balancer:
             "haproxy": ["-db", "-f", str(self._file)],
             "nginx": ["-p", str(self._folder), "-c", str(self._file)],
             "envoy": ["--config-path", str(self._file), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warning"],
-        }[self.name]
+        }[Path(program).name]
         self._log = self._folder / f"{self.name}.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen([program, *arguments], stdout=log, stderr=subprocess.STDOUT)
