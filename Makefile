@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
 .PHONY: install serve test lint check kills ring-kills slow-readers idle-connections overload chaos fuzz page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
-	chart chart-tools balance-test picker-test image clean
+	chart chart-tools balance-test picker-test partition-test image clean
 
 install: $(STAMP)
 
@@ -107,6 +107,12 @@ fuzz: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m loadtests.fuzz.fuzz --out loadtests/results/fuzzing.md
 	$(BIN)/python -m loadtests.fuzz.schema
+
+# A fleet in a network namespace of its own, cut off and back, behind HAProxy. As root.
+partition-test: install
+	{ test -x /usr/sbin/haproxy && command -v ip; } >/dev/null || { \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy iproute2; }
+	$(BIN)/python -m pytest -m ops tests/balancers/test_partition.py
 
 # The Helm chart: lint, every values file rendered, strict schemas of Kubernetes 1.30 to 1.37 and of the CRDs.
 chart: chart-tools

@@ -24,6 +24,7 @@ defaults
   timeout connect 2s
   timeout client 60s
   timeout server 60s
+  option redispatch
 frontend clients
   bind 127.0.0.1:{port}
   default_backend fleets
@@ -32,8 +33,8 @@ backend fleets
   option httpchk
   http-check send meth GET uri /readyz
   default-server check inter 200ms fall 2 rise 1
-  server a 127.0.0.1:{a} check port {ops_a}
-  server b 127.0.0.1:{b} check port {ops_b}
+  server a {host_a}:{a} check port {ops_a}
+  server b {host_b}:{b} check port {ops_b}
 """
 
 NGINX = """
@@ -51,8 +52,8 @@ http {{
   scgi_temp_path {folder}/scgi;
   upstream fleets {{
     least_conn;
-    server 127.0.0.1:{a} max_fails=1 fail_timeout=1s;
-    server 127.0.0.1:{b} max_fails=1 fail_timeout=1s;
+    server {host_a}:{a} max_fails=1 fail_timeout=1s;
+    server {host_b}:{b} max_fails=1 fail_timeout=1s;
     keepalive 32;
   }}
   server {{
@@ -108,10 +109,10 @@ ENVOY = (
       endpoints:
       - lb_endpoints:
         - endpoint:
-            address: {{socket_address: {{address: 127.0.0.1, port_value: {a}}}}}
+            address: {{socket_address: {{address: {host_a}, port_value: {a}}}}}
             health_check_config: {{port_value: {ops_a}}}
         - endpoint:
-            address: {{socket_address: {{address: 127.0.0.1, port_value: {b}}}}}
+            address: {{socket_address: {{address: {host_b}, port_value: {b}}}}}
             health_check_config: {{port_value: {ops_b}}}
 """
 )
@@ -172,8 +173,9 @@ class Balancer:
         self.name, self.port, self._folder = name, free_port(), folder
         a, b = fleets
         places = {"a": a.port, "b": b.port, "ops_a": a.ops_port, "ops_b": b.ops_port, "picker": picker_port}
+        hosts = {"host_a": a.host, "host_b": b.host}
         self._file = folder / f"{name}.yaml"  # Envoy goes by the suffix
-        self._file.write_text(_TEMPLATES[name].format(port=self.port, folder=folder, **places).strip() + "\n")
+        self._file.write_text(_TEMPLATES[name].format(port=self.port, folder=folder, **places, **hosts).strip() + "\n")
 
     @property
     def base_url(self) -> str:

@@ -13,10 +13,10 @@ from tests.integration.fleet import Fleet
 NUM_TOKENS = 40
 
 
-async def stream(client: httpx.AsyncClient, base_url: str, model: str) -> str:
+async def stream(client: httpx.AsyncClient, base_url: str, model: str, num_tokens: int) -> str:
     """ "whole", or what went wrong."""
     body = {
-        "model": model, "stream": True, "max_tokens": NUM_TOKENS, "ignore_eos": True,
+        "model": model, "stream": True, "max_tokens": num_tokens, "ignore_eos": True,
         "messages": [{"role": "user", "content": "count"}], "stream_options": {"include_usage": True},
     }  # fmt: skip
     usage, lines = None, []
@@ -31,18 +31,18 @@ async def stream(client: httpx.AsyncClient, base_url: str, model: str) -> str:
         return f"{type(error).__name__} after {len(lines)} events"
     for line in lines[:-1]:
         usage = json.loads(line).get("usage") or usage
-    if not lines or lines[-1] != "[DONE]" or usage is None or usage["completion_tokens"] != NUM_TOKENS:
+    if not lines or lines[-1] != "[DONE]" or usage is None or usage["completion_tokens"] != num_tokens:
         return f"cut after {len(lines)} events"
     return "whole"
 
 
-async def streams(base_url: str, model: str, *, num: int, every_s: float) -> Counter[str]:
+async def streams(base_url: str, model: str, *, num: int, every_s: float, num_tokens: int = NUM_TOKENS) -> Counter[str]:
     """How `num` streams ended that started `every_s` apart, each over a connection of its own."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(timeout=60, limits=limits, trust_env=False) as client:
         running = []
         for _ in range(num):
-            running.append(asyncio.create_task(stream(client, base_url, model)))
+            running.append(asyncio.create_task(stream(client, base_url, model, num_tokens)))
             await asyncio.sleep(every_s)
         return Counter(await asyncio.gather(*running))
 

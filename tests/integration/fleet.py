@@ -22,6 +22,8 @@ STOP_TIMEOUT_S = 30.0
 class Fleet:
     """Started on entering, stopped by SIGTERM on leaving, which must succeed and leave no process behind."""
 
+    host = "127.0.0.1"
+
     def __init__(self, log_path: Path, *flags: str) -> None:
         self.log_path = log_path
         self.port, self.ops_port = free_port(), free_port()
@@ -31,11 +33,11 @@ class Fleet:
 
     @property
     def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def ops_url(self) -> str:
-        return f"http://127.0.0.1:{self.ops_port}"
+        return f"http://{self.host}:{self.ops_port}"
 
     @property
     def log(self) -> str:
