@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.chaos.client import Seen, complete
+from ops.run_folder import the_fleet
 from tests.integration.fleet import Fleet, environment
 
 NUM_STREAMS = 60
@@ -78,6 +79,8 @@ def test_a_lone_worker_hands_over_too_and_the_new_one_has_the_new_settings(model
         fleet.wait_until(lambda: "reloaded" in fleet.log, 30)
 
         assert asyncio.run(complete(fleet.port, two, Seen())).status == 400
+        shown = {setting.name: setting.value for setting in the_fleet(fleet.process.pid).settings}
+        assert shown["max_n"] == "1", "observers are told the old settings"
         os.kill(fleet.pids("worker")[0], signal.SIGKILL)  # its successor is born with them as well
         fleet.wait_until(lambda: "process died" in fleet.log and fleet.is_ready(), 10)
         assert asyncio.run(complete(fleet.port, two, Seen())).status == 400
