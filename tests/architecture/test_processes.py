@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.processes import memory
+from loadtests.processes import descendants, memory
 from tests.integration.fleet import Fleet
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +42,13 @@ def test_no_worker_of_a_running_fleet_has_torch_mapped(sim_fleet: Fleet) -> None
     assert len(pids) == 5
     for pid in pids:
         assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_nothing_of_a_fleet_lies_in_dev_shm(sim_fleet: Fleet) -> None:
+    for pid in [sim_fleet.process.pid, *descendants(sim_fleet.process.pid)]:
+        files = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+        assert not [file for file in files if file.startswith("/dev/shm")]
+        assert " /dev/shm/" not in Path(f"/proc/{pid}/maps").read_text()
 
 
 def test_an_idle_worker_is_small(sim_fleet: Fleet) -> None:

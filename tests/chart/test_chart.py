@@ -186,6 +186,15 @@ def test_a_rollout_never_has_fewer_pods_and_evictions_take_one() -> None:
     assert budget["selector"] == of_kind(objects, "Deployment")["spec"]["selector"]
 
 
+def test_pods_are_spread_over_zones_and_nodes() -> None:
+    objects = render()
+
+    constraints = pod_spec(objects)["topologySpreadConstraints"]
+    assert [c["topologyKey"] for c in constraints] == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+    selector = of_kind(objects, "Deployment")["spec"]["selector"]
+    assert all(c["labelSelector"] == selector and c["matchLabelKeys"] == ["pod-template-hash"] for c in constraints)
+
+
 def test_the_network_is_open_to_clients_and_scrapes_only() -> None:
     policy = of_kind(render(), "NetworkPolicy")["spec"]
 
