@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check kills ring-kills slow-readers idle-connections overload chaos fuzz page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check kills ring-kills slow-readers idle-connections soak overload chaos fuzz page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test picker-test partition-test image clean
 
 install: $(STAMP)
@@ -89,6 +89,11 @@ slow-readers: install
 
 idle-connections: install
 	$(BIN)/python -m loadtests.chaos.idle_connections
+
+# SECONDS=300 make soak
+soak: SECONDS ?= 1800
+soak: install
+	$(BIN)/python -m loadtests.chaos.soak --seconds $(SECONDS)
 
 overload: install
 	$(BIN)/python -m loadtests.chaos.overload

@@ -1,4 +1,4 @@
-"""A plain HTTP/1.1 client for completions that writes down what it saw and judges nothing. One connection per request.
+"""A plain HTTP/1.1 client for completions and chats that writes down what it saw and judges nothing. A connection each.
 
 Small on purpose: it shares no code with the server, and costs so little that hundreds of streams fit beside the fleet.
 """
@@ -51,17 +51,18 @@ async def complete(
     body: dict[str, Any],  # Any: the JSON of a completions request
     seen: Seen,
     *,
+    path: str = "/v1/completions",
     headers: dict[str, str] | None = None,
     pause_s: float = 0.0,
 ) -> Seen:
-    """POST /v1/completions and read it to whatever end. `pause_s` makes a slow reader: a wait behind every event."""
+    """POST a request and read it to whatever end. `pause_s` makes a slow reader: a wait behind every event."""
     seen.sent_at_s = time.monotonic()
     writer = None
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
         payload = json.dumps(body).encode()
         lines = [
-            "POST /v1/completions HTTP/1.1", "host: fleet", "content-type: application/json", "connection: close",
+            f"POST {path} HTTP/1.1", "host: fleet", "content-type: application/json", "connection: close",
             f"content-length: {len(payload)}", *(f"{name}: {value}" for name, value in (headers or {}).items()),
         ]  # fmt: skip
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + payload)
@@ -115,9 +116,17 @@ def _take_body(seen: Seen, body: dict[str, Any], *, is_event: bool = False) -> N
         seen.errors.append(body["error"]["message"])
     for choice in body.get("choices", ()):
         index = choice["index"]
-        seen.text[index] = seen.text.get(index, "") + choice["text"]
+        seen.text[index] = seen.text.get(index, "") + _text_of(choice)
     if body.get("usage"):
-        seen.num_tokens = body["usage"]["completion_tokens"]
+        seen.num_tokens = body["usage"].get("completion_tokens")
     if not is_event:
         seen.first_at_s = time.monotonic()
         seen.is_done = True
+
+
+def _text_of(choice: dict[str, Any]) -> str:
+    """Of a completion, or of a chat's message or delta."""
+    if "text" in choice:
+        return str(choice["text"])
+    part = choice["delta"] if "delta" in choice else choice["message"]
+    return part.get("content") or ""

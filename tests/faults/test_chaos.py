@@ -1,10 +1,10 @@
-"""The short forms of the chaos and kill drivers: everything accounted for, every byte right."""
+"""The short forms of the chaos, kill and soak drivers: everything accounted for, every byte right, nothing left behind."""
 
 from pathlib import Path
 
 import pytest
 
-from loadtests.chaos import chaos, kills
+from loadtests.chaos import chaos, kills, soak
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +24,12 @@ def test_what_a_killed_worker_did_not_serve_is_whole_and_it_is_back_soon(tmp_pat
 
     assert {one.ending for one in result.seen} == {"finished", "broken"}
     assert sorted(result.recoveries_s)[1] < 2.0
+
+
+def test_mixed_load_with_clients_that_leave_leaves_nothing_behind(tmp_path: Path) -> None:
+    result = soak.measure(seconds=4, concurrency=12, log_path=tmp_path / "log", interval_s=1.0)
+
+    assert result.left == {}
+    failed = {ending for ending in result.endings if not ending.endswith("finished")}
+    assert failed == {"left", "wrong failed"}, result.endings
+    assert len(result.endings) == 9, "every kind of request came"

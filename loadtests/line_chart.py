@@ -1,0 +1,86 @@
+"""Lines over time as pieces of SVG: a frame with a title, levels, lines and a legend. Plain text, no library."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+COLORS = ("#2a78b8", "#d97b29", "#3f9142", "#b8443c", "#7d5ba6", "#8a6d3b", "#c45a9a", "#5d6b78")
+BACKGROUND, FRAME, TEXT, FAINT = "#ffffff", "#d8dee4", "#24292f", "#6e7781"
+
+Points = list[tuple[float, float]]  # (seconds, value)
+Series = Sequence[tuple[str, Points]]  # by name
+
+
+def document(width: float, height: float, title: str, parts: Sequence[str]) -> str:
+    """A whole picture around its parts, which begin 40 pixels from the top."""
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif">',
+            f'<rect width="100%" height="100%" fill="{BACKGROUND}"/>',
+            f'<text x="8" y="26" font-size="18" fill="{TEXT}">{escape(title)}</text>',
+            *parts,
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def frame(title: str, x: float, y: float, width: float, height: float) -> list[str]:
+    return [
+        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="none" stroke="{FRAME}"/>',
+        f'<text x="{x + 8}" y="{y + 17}" font-size="12" fill="{TEXT}">{escape(title)}</text>',
+    ]
+
+
+def panel(title: str, series: Series, unit: str, x: float, y: float, width: float, height: float) -> list[str]:
+    """One framed chart from zero to the highest value."""
+    return [
+        *frame(title, x, y, width, height),
+        *_lines(series, unit, x + 52, y + 28, width - 62, height - 64),
+        *_legend(series, x + 8, y + height - 9),
+    ]
+
+
+def _lines(series: Series, unit: str, x: float, y: float, width: float, height: float) -> list[str]:
+    points = [point for _, line in series for point in line]
+    if not points:
+        return []
+    start_s, end_s = min(at for at, _ in points), max(at for at, _ in points)
+    top = max(value for _, value in points) or 1.0
+    parts = []
+    for share in (0.0, 0.5, 1.0):
+        level = y + height * (1 - share)
+        parts.append(f'<line x1="{x}" x2="{x + width}" y1="{level:.1f}" y2="{level:.1f}" stroke="{FRAME}"/>')
+        parts.append(
+            f'<text x="{x - 5}" y="{level + 4:.1f}" font-size="10" text-anchor="end" fill="{FAINT}">'
+            f"{shown(top * share, unit)}</text>"
+        )
+    for number, (_, line) in enumerate(series):
+        places = " ".join(
+            f"{x + width * (at - start_s) / max(end_s - start_s, 1):.1f},{y + height * (1 - max(value, 0) / top):.1f}"
+            for at, value in line
+        )
+        parts.append(f'<polyline points="{places}" fill="none" stroke="{COLORS[number % len(COLORS)]}"/>')
+    return parts
+
+
+def _legend(series: Series, x: float, y: float) -> list[str]:
+    names = [
+        f'<tspan fill="{COLORS[number % len(COLORS)]}">&#8212; {escape(name)} </tspan>'
+        for number, (name, _) in enumerate(series[:8])
+    ]
+    return [f'<text x="{x}" y="{y}" font-size="10" fill="{TEXT}">{"".join(names)}</text>']
+
+
+def shown(value: float, unit: str) -> str:
+    """A value as people read it, in a unit of Grafana's."""
+    if math.isnan(value):
+        return "-"
+    if unit == "percentunit":
+        return f"{value:.0%}"
+    if unit == "s":
+        return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
+    for bound, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= bound:
+            return f"{value / bound:.3g} {suffix}"
+    return f"{value:.3g}"
