@@ -2,8 +2,8 @@
 
 A turn without work blocks in the broker's socket; every turn beats. A runner that runs ahead has its next pass before the
 result of the last one is looked at: what this module does for a step is done while the device computes the next. A
-forward pass that raises fails the sequences of its plan and the engine goes on; several in a row mean that the device
-or the process is broken, and end it.
+forward pass that raises fails the sequences of its plan and the engine goes on; several in a row mean that the process
+is broken, and end it, as a lost device does at once: then the sequences go on in the engine's successor.
 """
 
 import logging
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine_core.errors import has_lost_device
 from engine_core.intake import Intake
 from engine_core.metrics import EngineMetrics
 from engine_core.outbox import Outbox
@@ -137,12 +138,12 @@ class Engine:
         self._report(flight)
 
     def _fail(self, plan: StepPlan, error: Exception) -> None:
-        """Called while the error is handled, which it raises again when it is one too many."""
+        """Called while the error is handled, which it raises again when the engine cannot go on."""
         self._num_failed_steps += 1
         logger.error(
             "step failed", exc_info=error, extra={"num_rows": len(plan.rows), "num_tokens": plan.num_tokens}
         )  # fmt: skip
-        if self._num_failed_steps >= MAX_FAILED_STEPS:
+        if self._num_failed_steps >= MAX_FAILED_STEPS or has_lost_device(error):
             raise error
         self._scheduler.fail_plan(plan, f"the engine failed to compute this step: {type(error).__name__}")
 

@@ -5,8 +5,11 @@
 
 A draw inverts the row's cumulative distribution, in token order, at a uniform number that depends on the row's seed and
 position alone (engine_core.philox), so it does not depend on the rest of the batch. Rows that ask for nothing cost
-nothing beyond one pass for the maximum, which is also where a row of NaN or infinity is noticed and fails alone.
+nothing beyond one pass for the maximum, which is also where a row of NaN or infinity is noticed and fails alone. So does a
+row whose own rules raise.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,7 +19,8 @@ from torch import Tensor
 from engine_core.batch_state import NO_STOP_ID, BatchState
 from engine_core.held_output import allowed_next
 from engine_core.philox import uniforms
-from engine_core.plan import DEAD_END, NO_FINITE_LOGITS, Rows, StepResult, TokenScores
+from engine_core.plan import DEAD_END, NO_FINITE_LOGITS, RowFailure, Rows, StepResult, TokenScores
+from engine_core.row_guard import each_row
 from engine_core.thinking_limit import forced_token_or_none
 from ipc.messages import NO_LOGPROBS
 
@@ -32,19 +36,14 @@ class Sampler:
         """(m, vocab_size) float32 logits of (m,) BatchState rows; the logits are overwritten."""
         scored = np.flatnonzero(self._state.num_logprobs[rows] != NO_LOGPROBS)
         logprobs = _log_softmax(logits, scored) if len(scored) else None
-        self._mask_all_but_allowed(logits, rows)
-        is_complete = self._mask_by_grammar(logits, rows)
-        self._mask_stop_ids(logits, rows, but=is_complete)
-        self._add_logit_bias(logits, rows)
-        self._penalize(logits, rows)
-        self._end_thinking(logits, rows)
+        failures = self._apply_rules(logits, rows)
         best = logits.max(dim=-1)
         token_ids = best.indices.to("cpu", torch.int32).numpy()
-        failures = {}
         is_finite = np.isfinite(best.values.cpu().numpy())
         if not is_finite.all():
             has_grammar = self._state.has_grammar
-            failures = {row: DEAD_END if has_grammar[row] else NO_FINITE_LOGITS for row in rows[~is_finite].tolist()}
+            for row in rows[~is_finite].tolist():
+                failures.setdefault(row, DEAD_END if has_grammar[row] else NO_FINITE_LOGITS)
         drawn = np.flatnonzero((self._state.temperature[rows] >= GREEDY_BELOW) & is_finite)
         if len(drawn):
             chosen = logits if len(drawn) == len(rows) else logits[torch.from_numpy(drawn).to(logits.device)]
@@ -66,73 +65,81 @@ class Sampler:
             )
         }
 
-    def _mask_all_but_allowed(self, logits: Tensor, rows: Rows) -> None:
-        for index in np.flatnonzero(self._state.is_restricted[rows]):
-            ids = torch.tensor(self._state.allowed_token_ids[rows[index]], device=logits.device)
-            kept = logits[index, ids]
-            logits[index].fill_(-torch.inf)[ids] = kept
+    def _apply_rules(self, logits: Tensor, rows: Rows) -> dict[int, RowFailure]:
+        """Every row's own rules, in place; the rows in which one raised."""
+        state, failures = self._state, dict[int, RowFailure]()
+        is_complete = np.zeros(len(rows), np.bool_)  # where only the end may follow
 
-    def _mask_by_grammar(self, logits: Tensor, rows: Rows) -> NDArray[np.bool_]:
-        """Nothing that leaves a row's grammar; (m,) where only the end may follow."""
-        state = self._state
-        is_complete = np.zeros(len(rows), np.bool_)
-        for index in np.flatnonzero(state.has_grammar[rows]).tolist():
-            row = int(rows[index])
-            matcher = state.matcher_of(row)
-            output = state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]]
-            allowed = allowed_next(matcher, output, state.thinking[row])
-            if allowed is None:
-                continue
-            _forbid(logits[index], ~allowed)
-            is_complete[index] = matcher.is_complete
-        return is_complete
+        def each(is_asked: NDArray[np.bool_], rule: Callable[[Tensor, int], object]) -> None:
+            each_row(rows, np.flatnonzero(is_asked), lambda index, row: rule(logits[index], row), failures)
 
-    def _mask_stop_ids(self, logits: Tensor, rows: Rows, *, but: NDArray[np.bool_]) -> None:
-        """No stop id before min_tokens, but where nothing else may follow."""
-        state = self._state
+        def mask_by_grammar(index: int, row: int) -> None:
+            is_complete[index] = self._mask_by_grammar(logits[index], row)
+
+        each(state.is_restricted[rows], self._mask_all_but_allowed)
+        each_row(rows, np.flatnonzero(state.has_grammar[rows]), mask_by_grammar, failures)
         too_short = state.num_tokens[rows] - state.num_prompt[rows] < state.min_tokens[rows]
-        too_short &= ~but
-        for index in np.flatnonzero(too_short):
-            stop_ids = state.stop_ids[rows[index]]
-            logits[
-                index, torch.from_numpy(stop_ids[stop_ids != NO_STOP_ID].astype(np.int64)).to(logits.device)
-            ] = -torch.inf
+        each(too_short & ~is_complete, self._mask_stop_ids)
+        each(np.array([bool(state.logit_bias[row]) for row in rows.tolist()], np.bool_), self._add_logit_bias)
+        counts = (state.presence_penalty[rows] != 0.0) | (state.frequency_penalty[rows] != 0.0)
+        each(counts | (state.repetition_penalty[rows] != 1.0), self._penalize)
+        each(state.has_thinking_limit[rows], self._end_thinking)
+        return failures
 
-    def _add_logit_bias(self, logits: Tensor, rows: Rows) -> None:
-        logit_bias = self._state.logit_bias
-        for index, row in enumerate(rows.tolist()):
-            if logit_bias[row]:
-                ids, biases = zip(*logit_bias[row], strict=True)
-                logits[index, torch.tensor(ids, device=logits.device)] += torch.tensor(biases, device=logits.device)
+    # ── one row's rules: its (vocab_size,) logits, in place ──────────────────────────────────────────────────────────
 
-    def _penalize(self, logits: Tensor, rows: Rows) -> None:
+    def _mask_all_but_allowed(self, logits: Tensor, row: int) -> None:
+        ids = torch.tensor(self._state.allowed_token_ids[row], device=logits.device)
+        kept = logits[ids]
+        logits.fill_(-torch.inf)[ids] = kept
+
+    def _mask_by_grammar(self, logits: Tensor, row: int) -> bool:
+        """Nothing that leaves the grammar; whether only the end may follow."""
+        state = self._state
+        matcher = state.matcher_of(row)
+        allowed = allowed_next(matcher, self._output(row), state.thinking[row])
+        if allowed is None:
+            return False
+        _forbid(logits, ~allowed)
+        return matcher.is_complete
+
+    def _mask_stop_ids(self, logits: Tensor, row: int) -> None:
+        """No stop id before min_tokens, but where nothing else may follow."""
+        stop_ids = self._state.stop_ids[row]
+        logits[torch.from_numpy(stop_ids[stop_ids != NO_STOP_ID].astype(np.int64)).to(logits.device)] = -torch.inf
+
+    def _add_logit_bias(self, logits: Tensor, row: int) -> None:
+        ids, biases = zip(*self._state.logit_bias[row], strict=True)
+        logits[torch.tensor(ids, device=logits.device)] += torch.tensor(biases, device=logits.device)
+
+    def _penalize(self, logits: Tensor, row: int) -> None:
         """Repetition sees prompt and output; presence and frequency see the output."""
         state = self._state
-        repeats = state.repetition_penalty[rows] != 1.0
-        counts = (state.presence_penalty[rows] != 0.0) | (state.frequency_penalty[rows] != 0.0)
-        for index in np.flatnonzero(repeats | counts):
-            row = rows[index]
-            tokens = state.token_ids[row, : state.num_tokens[row]]
-            if repeats[index]:
-                ids = torch.from_numpy(np.unique(tokens).astype(np.int64)).to(logits.device)
-                seen, penalty = logits[index, ids], float(state.repetition_penalty[row])
-                logits[index, ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
-            if counts[index]:
-                unique, times = np.unique(tokens[state.num_prompt[row] :], return_counts=True)
-                penalties = state.presence_penalty[row] + state.frequency_penalty[row] * times.astype(np.float32)
-                ids = torch.from_numpy(unique.astype(np.int64)).to(logits.device)
-                logits[index, ids] -= torch.from_numpy(penalties.astype(np.float32)).to(logits.device)
+        penalty = float(state.repetition_penalty[row])
+        if penalty != 1.0:
+            ids = torch.from_numpy(np.unique(state.token_ids[row, : state.num_tokens[row]]).astype(np.int64))
+            ids = ids.to(logits.device)
+            seen = logits[ids]
+            logits[ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
+        if state.presence_penalty[row] != 0.0 or state.frequency_penalty[row] != 0.0:
+            unique, times = np.unique(self._output(row), return_counts=True)
+            penalties = state.presence_penalty[row] + state.frequency_penalty[row] * times.astype(np.float32)
+            ids = torch.from_numpy(unique.astype(np.int64)).to(logits.device)
+            logits[ids] -= torch.from_numpy(penalties.astype(np.float32)).to(logits.device)
 
-    def _end_thinking(self, logits: Tensor, rows: Rows) -> None:
+    def _end_thinking(self, logits: Tensor, row: int) -> None:
         """Where it has taken long enough, nothing but the next token of the end marker is left."""
+        thinking = self._state.thinking[row]
+        assert thinking is not None
+        token = forced_token_or_none(self._output(row), thinking)
+        if token is not None:
+            logits.fill_(-torch.inf)[token] = 0.0
+
+    def _output(self, row: int) -> NDArray[np.int32]:
         state = self._state
-        for index in np.flatnonzero(state.has_thinking_limit[rows]):
-            row = rows[index]
-            thinking = state.thinking[row]
-            assert thinking is not None
-            token = forced_token_or_none(state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]], thinking)
-            if token is not None:
-                logits[index].fill_(-torch.inf)[token] = 0.0
+        return state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]]
+
+    # ── the draw ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _draw(self, logits: Tensor, rows: Rows) -> NDArray[np.int32]:
         """One random token per row."""

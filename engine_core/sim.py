@@ -22,6 +22,7 @@ from engine_core.batch_state import BatchState
 from engine_core.errors import CannotBoot
 from engine_core.held_output import allowed_next
 from engine_core.plan import DEAD_END, Int32Array, RowFailure, Rows, StepPlan, StepResult
+from engine_core.row_guard import each_row
 from ipc.messages import Pooling
 
 _SPACED_WORD = re.compile("[Ġ▁][a-z]{2,12}")  # a word with its space, in byte-level and in SentencePiece spelling
@@ -79,19 +80,21 @@ class SimRunner:
 
     def _hold_to_grammars(self, rows: Rows, token_ids: Int32Array) -> dict[int, RowFailure]:
         """The end where it is allowed, else the scripted word, else the first token that fits; what nothing fits fails."""
-        state, failures = self._state, {}
-        for index in np.flatnonzero(state.has_grammar[rows]).tolist():
-            row = int(rows[index])
+        state, failures = self._state, dict[int, RowFailure]()
+
+        def hold(index: int, row: int) -> None:
             known = state.token_ids[row, state.num_prompt[row] : state.num_tokens[row]]
             allowed = allowed_next(state.matcher_of(row), known, state.thinking[row])
             if allowed is None:
-                continue
+                return
             wanted = [*state.eos_token_ids, int(token_ids[index]), int(allowed.argmax())]
             fitting = next((token for token in wanted if allowed[token]), None)
             if fitting is None:
                 failures[row] = DEAD_END
             else:
                 token_ids[index] = fitting
+
+        each_row(rows, np.flatnonzero(state.has_grammar[rows]), hold, failures)
         return failures
 
     def _base(self, row: int) -> int:

@@ -159,6 +159,8 @@ class Supervisor:
             return exit_codes.OK if self._num_signals == 1 else exit_codes.INTERRUPTED
         failed = next((child for child in self._children if child.has_given_up), self._broker)
         logger.error("fleet stops: a process cannot start", extra={"child": failed.title})
+        if failed is self._broker:
+            await self._finish_running()
         return exit_codes.FAILED
 
     async def _await_ready(self) -> None:
@@ -319,6 +321,17 @@ class Supervisor:
             child.stop()
         await self._wait_while(
             lambda: any(child.pid is not None for child in self._workers.children), ops.drain_timeout_s + 1
+        )
+
+    async def _finish_running(self) -> None:
+        """Without a broker nothing new can begin, but what the engines have needs none."""
+        self._resources.page.is_draining = True
+        self._resources.stop_listening()
+        for child in (*self._zygotes, *self._workers.children):
+            child.stop()
+        await self._wait_while(
+            lambda: any(cell.is_alive and cell.has_work for cell in self._resources.page.engines),
+            self._settings.ops.drain_timeout_s,
         )
 
     async def _wait_while(self, condition: Callable[[], bool], timeout_s: float) -> None:

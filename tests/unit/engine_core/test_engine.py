@@ -48,12 +48,13 @@ class FakeRunner:
 
     def __init__(self) -> None:
         self.is_broken = False
+        self.error = RuntimeError("broken pass")
 
     def warm_up(self) -> None: ...
 
     def launch(self, plan: StepPlan) -> "FakeRunner":
         if self.is_broken:
-            raise RuntimeError("device lost")
+            raise self.error
         self._result = StepResult(np.full(len(plan.sampled_rows), 50, np.int32))
         return self
 
@@ -87,7 +88,7 @@ class AheadFlight:
     def result(self) -> StepResult:
         assert self.runner.under_way.popleft() is self.plan
         if self.runner.is_broken:
-            raise RuntimeError("device lost")
+            raise RuntimeError("broken pass")
         return StepResult(np.full(len(self.plan.sampled_rows), 50, np.int32))
 
 
@@ -212,8 +213,22 @@ def test_several_failed_steps_in_a_row_end_the_engine() -> None:
         rig.engine.turn()
     rig.generate(MAX_FAILED_STEPS)
 
-    with pytest.raises(RuntimeError, match="device lost"):
+    with pytest.raises(RuntimeError, match="broken pass"):
         rig.engine.turn()
+
+
+def test_a_lost_device_ends_the_engine_at_once_and_fails_no_stream() -> None:
+    runner = FakeRunner()
+    rig = Rig(runner=runner)
+    rig.generate(1, max_tokens=9)
+    rig.engine.turn()
+    rig.read()
+    runner.is_broken, runner.error = True, RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        rig.engine.turn()
+
+    assert rig.read() == [], "its streams go on in the next engine"
 
 
 def test_streams_of_a_replaced_worker_are_cut_before_the_next_step() -> None:

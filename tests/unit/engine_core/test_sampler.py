@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from engine_core.batch_state import BatchState
 from engine_core.plan import NO_FINITE_LOGITS, Rows
@@ -53,6 +54,34 @@ def descending(best: int, second: int) -> torch.Tensor:
 
 def test_greedy_takes_the_largest() -> None:
     assert sampled(state_with(greedy()), descending(9, 3)) == [9]
+
+
+def test_a_row_whose_own_rule_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = state_with(greedy(presence_penalty=1.0), greedy(presence_penalty=1.0), greedy())
+    logits = descending(9, 3).repeat(3, 1)
+    output, broken = Sampler._output, 1
+
+    def output_of(sampler: Sampler, row: int) -> NDArray[np.int32]:
+        if row == broken:
+            raise ZeroDivisionError("no rule of ours")
+        return output(sampler, row)
+
+    monkeypatch.setattr(Sampler, "_output", output_of)
+
+    result = Sampler(state).sample(logits, rows(3))
+
+    assert list(result.failures) == [broken] and "ZeroDivisionError" in result.failures[broken].message
+    assert result.token_ids[[0, 2]].tolist() == [9, 9]
+
+
+def test_a_lost_device_is_no_rows_own_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(_sampler: Sampler, _row: int) -> Rows:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(Sampler, "_output", lose)
+
+    with pytest.raises(torch.AcceleratorError):
+        Sampler(state_with(greedy(presence_penalty=1.0))).sample(descending(9, 3), rows(1))
 
 
 def test_no_stop_id_before_min_tokens() -> None:

@@ -1,0 +1,56 @@
+"""Faults inside a process, which nothing outside it can cause. Python loads this before anything else where PYTHONPATH has the
+folder; a request asks for a fault by its seed, or a test by a file in $INJECTED_FAULTS.
+
+    seed 6601, presence_penalty   the engine's sampler raises for this row
+    seed 6602                     the worker that takes it never returns to its loop
+    file lost_device              the engine's next pass raises what torch raises when CUDA is lost; the file is gone then
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+RAISES_SEED, SPINS_SEED = 6601, 6602
+
+
+def spoil_engine(folder: Path) -> None:
+    from engine_core.model_runner import ModelRunner
+    from engine_core.sampler import Sampler
+
+    launch, penalize = ModelRunner.launch, Sampler._penalize
+
+    def launch_or_lose(runner: ModelRunner, plan: Any) -> Any:  # Any: only passed on
+        lost = folder / "lost_device"
+        if lost.exists():
+            lost.unlink()
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return launch(runner, plan)
+
+    def penalize_or_raise(sampler: Sampler, logits: Any, row: int) -> None:
+        if sampler._state.seed[row] == RAISES_SEED:
+            raise RuntimeError("injected")
+        penalize(sampler, logits, row)
+
+    ModelRunner.launch = launch_or_lose  # type: ignore[assignment, method-assign]
+    Sampler._penalize = penalize_or_raise  # type: ignore[assignment, method-assign]
+
+
+def spoil_worker() -> None:
+    from apiserver import generation
+
+    submit = generation.submit
+
+    def submit_or_spin(request: Any, *arguments: Any) -> None:
+        while request.sampling.seed == SPINS_SEED:
+            pass
+        submit(request, *arguments)
+
+    generation.submit = submit_or_spin  # type: ignore[assignment]
+
+
+if "INJECTED_FAULTS" in os.environ:
+    if "engine" in sys.orig_argv:
+        spoil_engine(Path(os.environ["INJECTED_FAULTS"]))
+    elif "zygote" in sys.orig_argv:
+        spoil_worker()
