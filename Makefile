@@ -74,6 +74,7 @@ gpu-test:
 gpu-bench:
 	$(PYTHON) -m loadtests.gpu.offline --timeline
 	$(PYTHON) -m loadtests.gpu.offline --streams 1024
+	$(PYTHON) -m loadtests.gpu.offline --cached 512
 	$(PYTHON) -m loadtests.gpu.steps
 	$(PYTHON) -m loadtests.gpu.steps --shape llama-3.1-8b
 

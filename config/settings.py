@@ -131,6 +131,9 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Annotated[int, Meta(ge=2)] | None, Meta(description="number of KV blocks, whatever memory says")
     ] = None
     enable_prefix_caching: Annotated[bool, Meta(description="reuse KV blocks of equal prompt prefixes")] = True
+    disable_cascade_attn: Annotated[
+        bool, Meta(description="on CUDA, read K/V that running requests share anew for each of them")
+    ] = False
     seed: Annotated[int, Meta(description="seed of sampling for requests that bring none")] = 0
     priority_ageing_s: Annotated[
         float, Meta(ge=0, description="a waiting request gains one priority per this long; 0: priorities are strict")

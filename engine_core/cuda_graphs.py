@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -39,20 +40,24 @@ class DecodeGraphs:
         self._bucket_of = [next(size for size in buckets if size >= n) for n in range(1, buckets[-1] + 1)]
         self._buckets = buckets
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._pool: Any = None  # Any: torch's handle has no public type
 
     def bucket(self, num_seqs: int) -> int:
         return self._bucket_of[num_seqs - 1]
 
-    def capture(self, prepare: Callable[[int], None], beat: Callable[[], None]) -> None:
-        """All buckets, largest first: the smaller ones live in its memory. `prepare` fills the buffers with padding."""
+    def capture(
+        self, prepare: Callable[[int], None], beat: Callable[[], None], beside: "DecodeGraphs | None" = None
+    ) -> None:
+        """All buckets, largest first: the smaller ones live in its memory, or all in that of the graphs captured before.
+        `prepare` fills the buffers with padding."""
         started_s = time.monotonic()
-        pool = torch.cuda.graph_pool_handle()
+        self._pool = torch.cuda.graph_pool_handle() if beside is None else beside._pool
         for bucket in reversed(self._buckets):
             prepare(bucket)
             self._run_pass(bucket)  # compiles what a capture must not
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with _no_collections(), torch.cuda.graph(graph, pool=pool):
+            with _no_collections(), torch.cuda.graph(graph, pool=self._pool):
                 self._run_pass(bucket)
             self._graphs[bucket] = graph
             beat()

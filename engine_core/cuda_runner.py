@@ -10,6 +10,7 @@ last one.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from engine_core.kv_cache import KvCache
 from engine_core.models.decoder import Decoder
 from engine_core.plan import NO_FINITE_LOGITS, Int32Array, Rows, StepPlan, StepResult
 from engine_core.pooler import Pooler
+from engine_core.prefix_groups import PrefixGroups, PrefixTiles, rows_per_tile
 from engine_core.sampler import Sampler
 from engine_core.step_buffers import StepBuffers
 from ipc.messages import NO_LOGPROBS
@@ -31,6 +33,7 @@ from ipc.messages import NO_LOGPROBS
 logger = logging.getLogger(__name__)
 
 GRAPH_MARGIN_BYTES = 1 << 30  # for captured graphs, kernels and what their libraries take
+SHARING_BUCKETS = slice(5, None, 4)  # of the others: from 32 rows, and fewer, for each is 0.2 s of the start
 NOT_FINITE = -1  # the device sampler's id for a row without finite logits
 
 
@@ -82,17 +85,25 @@ class CudaRunner:
         device: torch.device,
         *,
         max_batched_tokens: int,
+        shares_prefixes: bool,
         beat: Callable[[], None],
     ) -> None:
+        """`shares_prefixes`: rows may have blocks in common, and attention reads those once for many rows."""
         self.num_blocks = kv_cache.num_blocks
         self.kv_cache = kv_cache
         self.is_eager = False  # tests compare
         self._decoder, self._pools, self._state, self._beat = decoder, kv_cache.pools, state, beat
         self._device = device
         max_seqs, dtype = state.max_num_seqs, kv_cache.pools[0].dtype
-        self._decodes = StepBuffers(state, max_seqs, max_seqs, device)
-        self._mixed = StepBuffers(state, max(max_batched_tokens, max_seqs), max_seqs, device)
-        self._graphs = DecodeGraphs(buckets_up_to(max_seqs), self._decode_pass)
+        tile = rows_per_tile(decoder.config.num_heads, decoder.config.num_kv_heads) if shares_prefixes else 0
+        self._groups = PrefixGroups(state, tile) if shares_prefixes else None
+        self._decodes = StepBuffers(state, max_seqs, max_seqs, device, rows_per_tile=tile)
+        self._mixed = StepBuffers(state, max(max_batched_tokens, max_seqs), max_seqs, device, rows_per_tile=tile)
+        buckets = buckets_up_to(max_seqs)
+        self._graphs = DecodeGraphs(buckets, self._decode_pass)
+        self._sharing_graphs = DecodeGraphs(
+            sorted({*buckets[SHARING_BUCKETS], max_seqs}), partial(self._decode_pass, shares_prefixes=True)
+        )
         self._logits = torch.zeros((max_seqs, decoder.config.vocab_size), dtype=dtype, device=device)
         self._drawn = torch.zeros(max_seqs, dtype=torch.int32, device=device)
         self._last_tokens = torch.zeros(max_seqs + 1, dtype=torch.int32, device=device)  # by row; one more for padding
@@ -109,6 +120,8 @@ class CudaRunner:
     @torch.inference_mode()
     def warm_up(self) -> None:
         self._graphs.capture(self._decodes.send_padding, self._beat)
+        if self._groups is not None:
+            self._sharing_graphs.capture(self._decodes.send_padding, self._beat, beside=self._graphs)
         torch.cuda.synchronize()
 
     @torch.inference_mode()
@@ -118,10 +131,12 @@ class CudaRunner:
         embeddings: dict[int, NDArray[np.float32]] = {}
         if plan.num_decodes == len(plan.rows):
             order = np.argsort(-plan.context_lens, kind="stable")  # longest first: the device ends evenly
-            rows = rows[order]
-            bucket = self._graphs.bucket(len(rows))
-            self._decodes.send_decodes(rows, plan.context_lens[order], bucket)
-            self._graphs.run(bucket, is_eager=self.is_eager)
+            rows, contexts = rows[order], plan.context_lens[order]
+            tiles = self._tiles_or_none(rows, contexts)
+            graphs = self._graphs if tiles is None else self._sharing_graphs
+            bucket = graphs.bucket(len(rows))
+            self._decodes.send_decodes(rows, contexts, bucket, tiles)
+            graphs.run(bucket, is_eager=self.is_eager)
         else:
             embeddings = self._mixed_pass(plan, len(rows))
         resampled_at = np.flatnonzero(self._needs_host[rows])
@@ -131,16 +146,20 @@ class CudaRunner:
         self._returned.is_done.record()
         return CudaStep(rows, order, self._returned, resampled, resampled_at, embeddings)
 
-    def _decode_pass(self, bucket: int) -> None:
+    def _tiles_or_none(self, rows: Rows, contexts: Int32Array) -> PrefixTiles | None:
+        return None if self._groups is None else self._groups.tiles_or_none(rows, contexts)
+
+    def _decode_pass(self, bucket: int, *, shares_prefixes: bool = False) -> None:
         fields = self._decodes.device
         token_ids = self._last_tokens.index_select(0, fields["rows"][:bucket])
-        metadata = self._decodes.decode_metadata(bucket)
+        metadata = self._decodes.decode_metadata(bucket, shares_prefixes=shares_prefixes)
         self._draw(self._decoder(token_ids, fields["positions"][:bucket], self._pools, metadata), fields)
 
     def _mixed_pass(self, plan: StepPlan, num_sampled: int) -> dict[int, NDArray[np.float32]]:
         """The embeddings that are whole with it, of rows that pool: never among those that only decode."""
-        metadata = self._mixed.send_mixed(plan)
         fields, num_tokens, num_decodes = self._mixed.device, plan.num_tokens, plan.num_decodes
+        tiles = self._tiles_or_none(plan.rows[:num_decodes], plan.context_lens[:num_decodes])
+        metadata = self._mixed.send_mixed(plan, tiles)
         token_ids = fields["token_ids"][:num_tokens]
         if num_decodes:
             torch.index_select(self._last_tokens, 0, fields["rows"][:num_decodes], out=token_ids[:num_decodes])
@@ -164,6 +183,8 @@ class CudaRunner:
 
     def _note_changes(self, plan: StepPlan) -> None:
         state = self._state
+        if self._groups is not None and len(plan.changed_rows):
+            self._groups.forget()
         self._needs_host[plan.freed_rows] = False
         for row in plan.changed_rows.tolist():
             self._needs_host[row] = not self._is_narrow or (

@@ -111,7 +111,10 @@ def _build_cuda_runner(
     kv_cache = allocate_kv_cache(
         config, engine, max_model_len=max_model_len, dtype=dtype, device=device, reserved_bytes=reserved
     )
-    return CudaRunner(decoder, kv_cache, state, device, max_batched_tokens=engine.max_num_batched_tokens, beat=beat)
+    return CudaRunner(
+        decoder, kv_cache, state, device, max_batched_tokens=engine.max_num_batched_tokens,
+        shares_prefixes=engine.enable_prefix_caching and not engine.disable_cascade_attn, beat=beat,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

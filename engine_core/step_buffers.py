@@ -5,14 +5,17 @@ a step of n sequences sends what stands before it and n rows. Two pinned buffers
 other may still be on its way.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine_core.attention.base import CudaMetadata
+from engine_core.attention.base import CudaMetadata, SharedPrefixes
 from engine_core.batch_state import BatchState
 from engine_core.plan import Int32Array, Rows, StepPlan
+from engine_core.prefix_groups import PrefixTiles, max_tiles
 
 PER_TOKEN = ("token_ids", "positions", "slots")
 PER_SEQUENCE = ("rows", "lengths")
@@ -49,13 +52,19 @@ class _Pinned:
 class StepBuffers:
     """Room for `max_tokens` tokens of `max_seqs` sequences. `device[field]` are views that stay where they are.
 
-    `rows` are rows of BatchState; padding has the row behind the last one.
+    `rows` are rows of BatchState; padding has the row behind the last one. Tiles of rows that share a prefix have room for
+    `rows_per_tile` of them; with 0 there are no tiles.
     """
 
-    def __init__(self, state: BatchState, max_tokens: int, max_seqs: int, device: torch.device) -> None:
-        self._state = state
+    def __init__(
+        self, state: BatchState, max_tokens: int, max_seqs: int, device: torch.device, *, rows_per_tile: int = 0
+    ) -> None:
+        self._state, self._rows_per_tile = state, rows_per_tile
         sizes = dict.fromkeys(PER_TOKEN, max_tokens) | dict.fromkeys((*PER_SEQUENCE, *PER_SAMPLE), max_seqs)
         sizes["cu_seqlens"] = max_seqs + 1
+        if rows_per_tile:
+            sizes["shared_lens"], sizes["tile_lengths"] = max_seqs, max_tiles(max_seqs)
+            sizes["members"] = max_tiles(max_seqs) * rows_per_tile
         self._table_start = -(-sum(sizes.values()) // 32) * 32  # kernels want the table aligned
         table_shape = (max_seqs, state.max_blocks)
         self._host, self._other = (_Pinned(sizes, self._table_start, table_shape) for _ in range(2))
@@ -67,7 +76,7 @@ class StepBuffers:
             at += size
         self._table = self._sent[self._table_start :].view(table_shape)
 
-    def send_decodes(self, rows: Rows, contexts: Int32Array, bucket: int) -> None:
+    def send_decodes(self, rows: Rows, contexts: Int32Array, bucket: int, tiles: PrefixTiles | None = None) -> None:
         """One token per sequence with this many before it, padded to `bucket` sequences that read block 0 and store nothing.
         The token itself is on the device already."""
         state = self._state
@@ -78,12 +87,14 @@ class StepBuffers:
         host["slots"][:n] = state.block_table[rows, contexts // block_size] * block_size + contexts % block_size
         host["lengths"][:n] = contexts + 1
         self._pad(n, bucket)
+        if tiles is not None:
+            self._put_tiles(tiles, bucket)
         self._put_sampling(rows, contexts + 1)
         self._put_table(rows, contexts + 1)
         self._send(bucket)
 
-    def send_mixed(self, plan: StepPlan) -> CudaMetadata:
-        """Any plan; returns where its K/V lies. The tokens of its decodes are on the device already."""
+    def send_mixed(self, plan: StepPlan, tiles: PrefixTiles | None = None) -> CudaMetadata:
+        """Any plan; returns where its K/V lies. The tokens of its decodes are on the device already. `tiles` are of them."""
         state, lens = self._state, plan.num_new_tokens
         host = self._take_turns()
         n, num_tokens, block_size = len(plan.rows), plan.num_tokens, state.block_size
@@ -98,23 +109,32 @@ class StepBuffers:
         totals = plan.context_lens + lens
         host["rows"][:n] = plan.rows
         host["lengths"][:n] = totals
-        host["cu_seqlens"][0], host["cu_seqlens"][1 : n + 1] = 0, ends
+        first = plan.num_decodes
+        num_before = first if tiles is not None else 0  # sequences that are not of the varlen call
+        host["cu_seqlens"][0], host["cu_seqlens"][1 : n + 1 - num_before] = 0, ends[num_before:] - num_before
+        if tiles is not None:
+            self._put_tiles(tiles, first)
         host["sampled"][: np.count_nonzero(plan.samples)] = ends[plan.samples] - 1
         self._put_sampling(plan.sampled_rows, totals[plan.samples])
         self._put_table(plan.rows, totals)
         self._send(n)
-        first = plan.num_decodes
-        return CudaMetadata(
+        metadata = CudaMetadata(
             slot_mapping=self.device["slots"][:num_tokens],
             block_table=self._table[:n],
             lengths=self.device["lengths"][:n],
-            cu_seqlens=self.device["cu_seqlens"][: n + 1],
+            cu_seqlens=self.device["cu_seqlens"][: n + 1 - num_before],
             num_decodes=first,
             new_lens=tuple(lens[first:].tolist()),
             total_lens=tuple(totals[first:].tolist()),
         )
+        if tiles is None:
+            return metadata
+        behind = replace(
+            metadata, block_table=metadata.block_table[first:], lengths=metadata.lengths[first:], num_decodes=0
+        )
+        return replace(metadata, shared=self._shared_prefixes(first), behind=behind)
 
-    def decode_metadata(self, bucket: int) -> CudaMetadata:
+    def decode_metadata(self, bucket: int, *, shares_prefixes: bool = False) -> CudaMetadata:
         """Where the K/V of any decode step of this bucket lies."""
         return CudaMetadata(
             slot_mapping=self.device["slots"][:bucket],
@@ -124,13 +144,25 @@ class StepBuffers:
             num_decodes=bucket,
             new_lens=(),
             total_lens=(),
+            shared=self._shared_prefixes(bucket) if shares_prefixes else None,
+        )
+
+    def _shared_prefixes(self, num_rows: int) -> SharedPrefixes:
+        tiles, size = max_tiles(num_rows), self._rows_per_tile
+        return SharedPrefixes(
+            members=self.device["members"][: tiles * size].view(tiles, size),
+            tile_lengths=self.device["tile_lengths"][:tiles],
+            shared_lens=self.device["shared_lens"][:num_rows],
         )
 
     def send_padding(self, bucket: int) -> None:
         """A step of nothing but padding: what warming up and capturing read."""
-        self._take_turns()
+        host = self._take_turns()
         self._host.table[:bucket] = 0
         self._pad(0, bucket)
+        if self._rows_per_tile:
+            host["shared_lens"][:bucket] = 0
+            host["tile_lengths"][:] = 0
         self._send(bucket)
 
     def _take_turns(self) -> dict[str, Int32Array]:
@@ -151,6 +183,13 @@ class StepBuffers:
         host["top_ps"].view(np.float32)[n:bucket] = 1.0
         host["min_ps"][n:bucket] = 0
         self._host.table[n:bucket, 0] = 0
+
+    def _put_tiles(self, tiles: PrefixTiles, num_rows: int) -> None:
+        """Of a step of so many rows, the last of which may be padding."""
+        host, num_tiles, n = self._host.fields, len(tiles.tile_lengths), len(tiles.shared_lens)
+        host["shared_lens"][:n], host["shared_lens"][n:num_rows] = tiles.shared_lens, 0
+        host["tile_lengths"][:num_tiles], host["tile_lengths"][num_tiles:] = tiles.tile_lengths, 0
+        host["members"][: tiles.members.size] = tiles.members.ravel()
 
     def _put_sampling(self, rows: Rows, lengths: Int32Array) -> None:
         """`lengths` are tokens before the one that is drawn."""

@@ -59,6 +59,15 @@ class AttentionMetadata:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SharedPrefixes:
+    """Decodes by the prefix they share, as engine_core.prefix_groups.PrefixTiles on the device. Tensors int32."""
+
+    members: Tensor  # (tiles, rows_per_tile)
+    tile_lengths: Tensor  # (tiles,); 0 is padding
+    shared_lens: Tensor  # (n,)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CudaMetadata:
     """Where a step's K/V lies, for kernels that read it on the device. n sequences; tensors int32."""
 
@@ -69,6 +78,10 @@ class CudaMetadata:
     num_decodes: int  # sequences with one new token; they come first
     new_lens: tuple[int, ...]  # of the sequences behind them
     total_lens: tuple[int, ...]  # likewise: what `lengths` holds for them
+    shared: SharedPrefixes | None = None  # of the decodes
+    behind: "CudaMetadata | None" = (
+        None  # with `shared`: the sequences behind the decodes, if any, as a step of their own
+    )
 
 
 class AttentionBackend(Protocol):

@@ -16,6 +16,34 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
+def attend(
+    q, K, V, TABLE, first, last, scale, page_stride, slot_stride,
+    TILE: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Attention of q (TILE, DIM) over the keys from `first` to before `last` of one table's sequence, before its division:
+    the largest score and the sum of weights, (TILE,) in base 2, and the weighted values, (TILE, DIM)."""
+    d = tl.arange(0, DIM)
+    largest = tl.full([TILE], float("-inf"), tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    sums = tl.zeros([TILE, DIM], tl.float32)
+    for start in range(first, last, KEYS):
+        at = start + tl.arange(0, KEYS)
+        is_key = at < last
+        page = tl.load(TABLE + at // PAGE, mask=is_key, other=0).to(tl.int64)
+        place = page * page_stride + (at % PAGE) * slot_stride
+        k = tl.load(K + place[None, :] + d[:, None], mask=is_key[None, :], other=0.0)
+        scores = tl.where(is_key[None, :], tl.dot(q, k) * scale, float("-inf"))
+        peak = tl.maximum(largest, tl.max(scores, 1))
+        faded = tl.exp2(largest - peak)
+        weights = tl.exp2(scores - peak[:, None])
+        v = tl.load(V + place[:, None] + d[None, :], mask=is_key[:, None], other=0.0)
+        total = total * faded + tl.sum(weights, 1)
+        sums = sums * faded[:, None] + tl.dot(weights.to(v.dtype), v)
+        largest = peak
+    return largest, total, sums
+
+
+@triton.jit
 def _split(
     Q, K, V, TABLE, LENGTHS, OUT, LOG_SUMS, scale, table_stride, page_stride, slot_stride, q_stride,
     NUM_KV: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr, DIM: tl.constexpr,
@@ -30,23 +58,10 @@ def _split(
     is_member = member < GROUP
     heads = kv_head * GROUP + member
     q = tl.load(Q + sequence * q_stride + heads[:, None] * DIM + d[None, :], mask=is_member[:, None], other=0.0)
-    largest = tl.full([TILE], float("-inf"), tl.float32)
-    total = tl.zeros([TILE], tl.float32)
-    sums = tl.zeros([TILE, DIM], tl.float32)
-    for start in range(first, last, KEYS):
-        at = start + tl.arange(0, KEYS)
-        is_key = at < last
-        page = tl.load(TABLE + sequence * table_stride + at // PAGE, mask=is_key, other=0).to(tl.int64)
-        place = page * page_stride + (at % PAGE) * slot_stride + kv_head * DIM
-        k = tl.load(K + place[None, :] + d[:, None], mask=is_key[None, :], other=0.0)
-        scores = tl.where(is_key[None, :], tl.dot(q, k) * scale, float("-inf"))
-        peak = tl.maximum(largest, tl.max(scores, 1))
-        faded = tl.exp2(largest - peak)
-        weights = tl.exp2(scores - peak[:, None])
-        v = tl.load(V + place[:, None] + d[None, :], mask=is_key[:, None], other=0.0)
-        total = total * faded + tl.sum(weights, 1)
-        sums = sums * faded[:, None] + tl.dot(weights.to(v.dtype), v)
-        largest = peak
+    largest, total, sums = attend(
+        q, K + kv_head * DIM, V + kv_head * DIM, TABLE + sequence * table_stride, first, last, scale,
+        page_stride, slot_stride, TILE, DIM, PAGE, KEYS,
+    )  # fmt: skip
     row = (sequence * NUM_KV * GROUP + heads) * SPLITS + split
     result = sums / tl.maximum(total, 1e-30)[:, None]
     tl.store(OUT + row[:, None] * DIM + d[None, :], result.to(OUT.dtype.element_ty), mask=is_member[:, None])
@@ -72,7 +87,7 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: 
     n, num_heads, dim = q.shape
     page, num_kv = k.shape[1], k.shape[2]
     group = num_heads // num_kv
-    splits = num_splits(n * num_kv, _num_processors(q.device))
+    splits = num_splits(n * num_kv, num_processors(q.device))
     out = torch.empty_like(q)
     parts, log_sums = out, out
     if splits > 1:
@@ -98,7 +113,7 @@ def num_splits(num_tiles: int, num_processors: int) -> int:
 
 
 @lru_cache
-def _num_processors(device: torch.device) -> int:
+def num_processors(device: torch.device) -> int:
     if device.type == "cpu":
         return 16  # Triton's interpreter
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -2,10 +2,12 @@
 
     python -m loadtests.gpu.offline [--runs 3] [--attention-backend auto] [--block-size 128] [--timeline]
     python -m loadtests.gpu.offline --streams 1024
+    python -m loadtests.gpu.offline --cached 512 [--disable-cascade-attn]
 
 nano-vllm's `bench.py`: 256 requests at once, 100 to 1024 tokens in and out (seed 0), temperature 0.6, end of text ignored,
 random weights of the Qwen3-0.6B shape. Other token ids in every run: nothing is served from the prefix cache.
-`--streams` is the load of loadtests.gpu.server: 32 in, 512 out, three times as many requests as streams.
+`--streams` and `--cached` are the loads of loadtests.gpu.server: 32 in, 512 out, three times as many requests as streams; and
+16 prompts of 10 000 tokens which the prefix cache holds, asked again and again, 16 out, eight times as many requests.
 """
 
 import argparse
@@ -16,7 +18,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from config.settings import EngineSettings
 from engine_core.cuda_runner import CudaStep
@@ -25,6 +29,7 @@ from ipc.messages import SamplingParams
 from loadtests.gpu.rig import EngineRig
 
 SHAPE = "qwen3-0.6b"
+NUM_CACHED, CACHED_TOKENS = 16, 10_000
 
 
 def main() -> None:
@@ -33,19 +38,25 @@ def main() -> None:
     parser.add_argument("--attention-backend", default="auto")
     parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--streams", type=int, default=0)
+    parser.add_argument("--cached", type=int, default=0)
+    parser.add_argument("--disable-cascade-attn", action="store_true")
     parser.add_argument("--timeline", action="store_true", help="where the time of another run goes, by kind of step")
     arguments = parser.parse_args()
-    fields: dict[str, Any] = {"attention_backend": arguments.attention_backend, "block_size": arguments.block_size}
-    settings = EngineSettings(
-        device="cuda", max_num_seqs=arguments.streams or 256, max_num_batched_tokens=16384, **fields
-    )
-    rig = EngineRig(SHAPE, settings, max_model_len=4096)
+    fields: dict[str, Any] = {
+        name: getattr(arguments, name) for name in ("attention_backend", "block_size", "disable_cascade_attn")
+    }
+    num_seqs = arguments.streams or arguments.cached or 256
+    settings = EngineSettings(device="cuda", max_num_seqs=num_seqs, max_num_batched_tokens=16384, **fields)
+    rig = EngineRig(SHAPE, settings, max_model_len=16384 if arguments.cached else 4096)
     allocated_mib = torch.cuda.memory_allocated() >> 20
     print(f"start {rig.start_s:.1f} s, {allocated_mib} MiB allocated, {rig.runner.num_blocks} blocks")
     if arguments.streams:
         report(
             f"{arguments.streams} streams 32/512", [streams(rig, arguments.streams, n) for n in range(arguments.runs)]
         )
+    elif arguments.cached:
+        rates = [cached(rig, arguments.cached) for _ in range(arguments.runs)]
+        print(f"{arguments.cached} of {CACHED_TOKENS} cached in / 16 out: {[round(rate) for rate in rates]} req/s")
     else:
         report("256 requests", [many(rig, run) for run in range(arguments.runs)])
         report("one stream 512/512", [one(rig, run) for run in range(arguments.runs)])
@@ -79,17 +90,47 @@ def one(rig: EngineRig, run: int) -> float:
 
 
 def streams(rig: EngineRig, num_streams: int, run: int) -> float:
-    """Output tokens per second while `num_streams` requests are always under way."""
-    num_requests, num_submitted, finished_before = 3 * num_streams, 0, rig.num_finished
-    started_s, tokens_before = time.perf_counter(), rig.num_tokens
+    """Output tokens per second."""
+
+    def prompt_of(number: int) -> list[int]:
+        return [(run * 31 + number * 7919 + place) % 100_000 for place in range(32)]
+
+    num_requests = 3 * num_streams
+    return 512 * num_requests / sustained_s(rig, num_streams, num_requests, prompt_of, max_tokens=512)
+
+
+def cached(rig: EngineRig, num_streams: int) -> float:
+    """Requests per second."""
+    source = np.random.default_rng(0)
+    prompts = [source.integers(1000, 100_000, CACHED_TOKENS) for _ in range(NUM_CACHED)]
+    for prompt in prompts:
+        rig.submit(prompt, SamplingParams(max_tokens=1, ignore_eos=True), is_cached=True)
+    rig.run()
+    num_requests = 8 * num_streams
+    return num_requests / sustained_s(
+        rig, num_streams, num_requests, lambda number: prompts[number % NUM_CACHED], max_tokens=16, is_cached=True
+    )
+
+
+def sustained_s(
+    rig: EngineRig,
+    num_streams: int,
+    num_requests: int,
+    prompt_of: Callable[[int], ArrayLike],
+    *,
+    max_tokens: int,
+    is_cached: bool = False,
+) -> float:
+    """Seconds that the requests take while `num_streams` of them are always under way."""
+    num_submitted, finished_before, started_s = 0, rig.num_finished, time.perf_counter()
     while rig.num_finished - finished_before < num_requests:
         under_way = num_submitted - (rig.num_finished - finished_before)
         for _ in range(min(num_streams - under_way, num_requests - num_submitted)):
-            prompt = [(run * 31 + num_submitted * 7919 + place) % 100_000 for place in range(32)]
-            rig.submit(prompt, SamplingParams(temperature=1.0, max_tokens=512, ignore_eos=True))
+            sampling = SamplingParams(temperature=1.0, max_tokens=max_tokens, ignore_eos=True)
+            rig.submit(prompt_of(num_submitted), sampling, is_cached=is_cached)
             num_submitted += 1
         rig.turn()
-    return (rig.num_tokens - tokens_before) / (time.perf_counter() - started_s)
+    return time.perf_counter() - started_s
 
 
 def show_timeline(rig: EngineRig, work: Callable[[], object]) -> None:

@@ -3,10 +3,10 @@ a list. What is measured is all the host work of a step, without the server arou
 
 import time
 from collections import deque
-from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from config.settings import EngineSettings, ModelSettings, Settings
 from engine_core.batch_state import BatchState
@@ -18,6 +18,7 @@ from engine_core.metrics import EngineMetrics
 from engine_core.model_runner import build_runner
 from engine_core.outbox import Outbox
 from engine_core.scheduler import Scheduler
+from ipc.block_hash import chain
 from ipc.fleet_page import FleetPage
 from ipc.messages import Generate, Progress, SamplingParams, make_stream_id
 from ipc.metrics_page import create_metrics_segment
@@ -85,14 +86,22 @@ class EngineRig:
             ),
         )  # fmt: skip
         self._keep = page, metrics
+        self._block_size = settings.block_size
         self._num_requests = 0
         self.num_tokens = 0
         self.num_finished = 0
 
-    def submit(self, prompt: Sequence[int], sampling: SamplingParams) -> None:
+    def submit(self, prompt: ArrayLike, sampling: SamplingParams, *, is_cached: bool = False) -> None:
+        """`is_cached`: it may come from the prefix cache, and stays there."""
         self._num_requests += 1
-        message = Generate(stream_id=make_stream_id(0, 1, self._num_requests), request_id="r", sampling=sampling)
-        self.inbox.waiting.append(Inbound(message, np.array(prompt, "<u4").tobytes()))
+        ids = np.array(prompt, "<u4").tobytes()
+        message = Generate(
+            stream_id=make_stream_id(0, 1, self._num_requests),
+            request_id="r",
+            sampling=sampling,
+            block_hashes=chain(ids, self._block_size) if is_cached else b"",
+        )
+        self.inbox.waiting.append(Inbound(message, ids))
 
     def turn(self) -> None:
         self.engine.turn()

@@ -1,6 +1,6 @@
 """The engine behind the whole server: HTTP, SSE, broker and rings, on one machine with the GPU.
 
-    python -m loadtests.gpu.server TOKENIZER_FOLDER [--workers 6] [--out loadtests/results/gpu/server.md]
+    python -m loadtests.gpu.server TOKENIZER_FOLDER [--workers 6] [--load streams|cached] [--out FILE.md]
 
 Random weights of the Qwen3-0.6B shape. TOKENIZER_FOLDER has a tokenizer.json, which is filled up with made-up words to the
 shape's vocabulary, so that every random id is text. Two loads: 1024 concurrent streams of 32 in and 512 out, beside the
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--workers", type=int, default=6)
     parser.add_argument("--client-cores", type=int, default=6)
+    parser.add_argument("--load", choices=("streams", "cached"), help="only this one")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/tokenfleet-shape"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -41,7 +42,7 @@ def main() -> None:
     pin = ("taskset", "-c", ",".join(map(str, for_client)))
     flags = (
         "--load-format", "dummy", "--device", "cuda", "--max-num-seqs", "1024", "--max-num-batched-tokens", "16384",
-        "--max-model-len", "16384",
+        "--max-model-len", "16384", "--max-num-queued-tokens", "8388608",
     )  # fmt: skip
     log = Path("/tmp/tokenfleet-gpu-server.log")
     rows = []
@@ -49,13 +50,15 @@ def main() -> None:
         server.wait_ready(180)
         warm = Load(32, 16, 256, 256, backend="openai")
         bench_client.run(server, str(folder), warm, pin=pin)
-        rows.append(measured(server, folder, STREAMS, "32 in / 512 out, 1024 streams", pin))
-        prompts = folder / "cached.jsonl"
-        write_cached(prompts, folder)
-        cached = Load(CACHED_TOKENS, 16, 64, 16, backend="openai", dataset=prompts)
-        bench_client.run(server, str(folder), cached, pin=pin)  # fills the cache
-        many = Load(CACHED_TOKENS, 16, 4096, 512, backend="openai", dataset=prompts)
-        rows.append(measured(server, folder, many, f"{CACHED_TOKENS} cached in / 16 out, 512 at once", pin))
+        if arguments.load != "cached":
+            rows.append(measured(server, folder, STREAMS, "32 in / 512 out, 1024 streams", pin))
+        if arguments.load != "streams":
+            prompts = folder / "cached.jsonl"
+            write_cached(prompts, folder)
+            cached = Load(CACHED_TOKENS, 16, 64, 16, backend="openai", dataset=prompts)
+            bench_client.run(server, str(folder), cached, pin=pin)  # fills the cache
+            many = Load(CACHED_TOKENS, 16, 4096, 512, backend="openai", dataset=prompts)
+            rows.append(measured(server, folder, many, f"{CACHED_TOKENS} cached in / 16 out, 512 at once", pin))
     header = (
         "load",
         "req/s",

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine_core.attention.base import CudaMetadata
+from engine_core.attention.base import CudaMetadata, SharedPrefixes
+from engine_core.prefix_groups import rows_per_tile
 from tests.gpu.conftest import IS_INTERPRETED
 
 DTYPE = torch.float16 if IS_INTERPRETED else torch.bfloat16  # the interpreter gets bf16 products wrong
@@ -19,12 +20,14 @@ class Batch:
         self, sequences: list[tuple[int, int]], heads: tuple[int, int, int], page: int, device: torch.device
     ) -> None:
         num_heads, num_kv_heads, head_dim = heads
+        self.page = page
         generator = torch.Generator().manual_seed(len(sequences))
         num_pages = max(NUM_PAGES, sum(-(-(c + n) // page) for c, n in sequences) + 3)
         planes = torch.full((2, num_pages * page, num_kv_heads, head_dim), float("nan"), dtype=DTYPE)
         order = torch.randperm(num_pages, generator=generator).tolist()
         width = max(-(-(context + new) // page) for context, new in sequences) + 1
         table = torch.full((len(sequences), width), order[-1], dtype=torch.int32)  # behind the end: a page of NaN
+        self.slots: list[Tensor] = []
         q, outputs = [], []
         for number, (context, new) in enumerate(sequences):
             total = context + new
@@ -35,6 +38,7 @@ class Batch:
             planes[:, slots[:total]] = torch.randn(
                 (2, total, num_kv_heads, head_dim), generator=generator
             ).to(DTYPE)  # fmt: skip
+            self.slots.append(slots[:total])
             q.append(torch.randn((new, num_heads, head_dim), generator=generator).to(DTYPE))
             outputs.append(exact_attention(q[-1], planes[0, slots[:total]], planes[1, slots[:total]]))
         self.q, self.exact = torch.cat(q).to(device), torch.cat(outputs)
@@ -50,6 +54,18 @@ class Batch:
             new_lens=tuple(new for _, new in sequences[num_decodes:]),
             total_lens=tuple(c + n for c, n in sequences[num_decodes:]),
         )
+
+    def share(self, groups: list[list[int]], lengths: list[int]) -> None:
+        """Give the sequences of a group the first one's blocks for so many tokens; all have one new token."""
+        table, planes = self.metadata.block_table, self.pool.transpose(0, 1).cpu()
+        for group, length in zip(groups, lengths, strict=True):
+            for number in group[1:]:
+                self.slots[number] = torch.cat((self.slots[group[0]][:length], self.slots[number][length:]))
+                table[number, : length // self.page] = table[group[0], : length // self.page]
+                exact = exact_attention(
+                    self.q[number : number + 1].cpu(), planes[0, self.slots[number]], planes[1, self.slots[number]]
+                )
+                self.exact[number] = exact[0]
 
     def check(self, output: Tensor) -> None:
         actual = output.view(self.exact.shape).float().cpu()
@@ -77,6 +93,35 @@ def test_triton_decodes(device: torch.device, heads: tuple[int, int, int], page:
 
     batch.check(
         paged_decode(batch.q, planes[:, :, 0], planes[:, :, 1], batch.metadata.block_table, batch.metadata.lengths)
+    )
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("page", [16, 128])
+def test_shared_prefixes_are_attended_to_as_if_each_sequence_had_its_own(
+    device: torch.device, heads: tuple[int, int, int], page: int
+) -> None:
+    from engine_core.attention.triton_shared_prefix import shared_prefix_decode
+
+    num_shared = [3 * page] * 11 + [page] * 5 + [0] * 2
+    batch = Batch([(shared + own, 1) for own, shared in enumerate(num_shared)], heads, page, device)
+    groups = [list(range(6)), list(range(6, 11)), list(range(11, 16))]
+    batch.share([[*groups[0], *groups[1]], groups[2]], [3 * page, page])
+    size = rows_per_tile(heads[0], heads[1])
+    members = torch.full((5, size), -1, dtype=torch.int32)
+    for tile, group in enumerate(groups):
+        members[tile, : len(group)] = torch.tensor(group)
+    shared = SharedPrefixes(
+        members.to(device),
+        torch.tensor([3 * page, 3 * page, page, 0, 0], dtype=torch.int32, device=device),
+        torch.tensor(num_shared, dtype=torch.int32, device=device),
+    )
+    planes = batch.pool.view(-1, page, *batch.pool.shape[1:])
+
+    batch.check(
+        shared_prefix_decode(
+            batch.q, planes[:, :, 0], planes[:, :, 1], batch.metadata.block_table, batch.metadata.lengths, shared
+        )
     )
 
 

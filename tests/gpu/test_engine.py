@@ -118,6 +118,35 @@ def test_out_of_the_prefix_cache(checkpoint: Any) -> None:
     assert engine.scheduler.counts.prefix_hits > 0
 
 
+def test_rows_of_the_same_prompts_read_them_together(
+    checkpoint: Any, backend: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine_core.step_buffers import StepBuffers
+
+    folder, model = checkpoint
+    engine = engine_of(folder, **backend, max_num_seqs=32, max_num_batched_tokens=256)
+    tails = [prompt[:20] for prompt in prompts()[3:9]]
+    asked = [prompts()[-1 - number % 2] + [100 + number] + tails[number % len(tails)] for number in range(24)]
+    engine.generate(asked[:2], [greedy(1)] * 2)  # fills the prefix cache
+    kinds: set[str] = set()
+
+    def noting(kind: str) -> None:
+        real = getattr(StepBuffers, kind)
+
+        def send(self: StepBuffers, *arguments: Any) -> Any:
+            if arguments[-1] is not None:
+                kinds.add(kind)
+            return real(self, *arguments)
+
+        monkeypatch.setattr(StepBuffers, kind, send)
+
+    noting("send_decodes")
+    noting("send_mixed")
+
+    check(model, asked, engine.generate(asked, [greedy()] * len(asked)))
+    assert kinds == {"send_decodes", "send_mixed"}
+
+
 def test_a_graph_computes_what_the_eager_pass_does_to_the_bit(checkpoint: Any) -> None:
     """Random draws: they depend on every logit."""
     folder, _ = checkpoint
