@@ -102,7 +102,7 @@ overload: install
 chaos: install
 	$(BIN)/python -m loadtests.chaos.chaos --seconds 360 --seeds 5
 
-# The page at /, in Chromium.
+# The page at / and README's pictures, in Chromium.
 page-test: install
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[page]'

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+LEGEND_LETTER_WIDTH, LEGEND_MORE_WIDTH = 6.5, 60  # pixels, of the widest letters common in names
 COLORS = ("#2a78b8", "#d97b29", "#3f9142", "#b8443c", "#7d5ba6", "#8a6d3b", "#c45a9a", "#5d6b78")
 BACKGROUND, FRAME, TEXT, FAINT = "#ffffff", "#d8dee4", "#24292f", "#6e7781"
 
@@ -37,7 +38,7 @@ def panel(title: str, series: Series, unit: str, x: float, y: float, width: floa
     return [
         *frame(title, x, y, width, height),
         *_lines(series, unit, x + 52, y + 28, width - 62, height - 64),
-        *_legend(series, x + 8, y + height - 9),
+        *_legend(series, x + 8, y + height - 9, width - 16),
     ]
 
 
@@ -64,11 +65,15 @@ def _lines(series: Series, unit: str, x: float, y: float, width: float, height: 
     return parts
 
 
-def _legend(series: Series, x: float, y: float) -> list[str]:
-    names = [
-        f'<tspan fill="{COLORS[number % len(COLORS)]}">&#8212; {escape(name)} </tspan>'
-        for number, (name, _) in enumerate(series[:8])
-    ]
+def _legend(series: Series, x: float, y: float, width: float) -> list[str]:
+    """As many names as there is room for; how many more there are stands in their place."""
+    names, room = [], width - LEGEND_MORE_WIDTH
+    for number, (name, _) in enumerate(series):
+        room -= (len(name) + 3) * LEGEND_LETTER_WIDTH
+        if room < 0:
+            names.append(f'<tspan fill="{FAINT}">and {len(series) - number} more</tspan>')
+            break
+        names.append(f'<tspan fill="{COLORS[number % len(COLORS)]}">&#8212; {escape(name)} </tspan>')
     return [f'<text x="{x}" y="{y}" font-size="10" fill="{TEXT}">{"".join(names)}</text>']
 
 
