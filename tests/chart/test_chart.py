@@ -268,6 +268,7 @@ REFUSED: list[tuple[Object, str]] = [
     ({"resources": {"limits": {"memory": "512Mi"}}}, "before any weights"),
     ({"config": {"server": {"workers": 64}}}, "before any weights"),
     ({"config": {"engine": {"kv_cache_memory_bytes": 4294967296}}}, "before any weights"),
+    ({"config": {"server": {"response_store_bytes": 3221225472}}}, "before any weights"),
     ({"resources": {"limits": {"memory": "3GB"}}}, "pattern"),
     ({"probes": {"startup": {"budgetSeconds": 60}}}, "may still load"),
     ({"rollingUpdate": {"maxSurge": 0}}, "nothing could ever roll"),

@@ -130,6 +130,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $ringBytes := default 1048576 $ops.ring_bytes | int64 -}}
 {{- $kvBytes := ternary (default 0 $engine.kv_cache_memory_bytes | int64) 0 (eq (int .Values.gpu.count) 0) -}}
 {{- $engineMebibytes := ternary 64 512 (eq (default "core" $engine.engine) "sim") -}}
-{{- $shared := div (mul $engines (add (mul $workers $ringBytes) $kvBytes)) 1048576 -}}
+{{- $storeBytes := 67108864 -}}
+{{- if hasKey $server "response_store_bytes" -}}{{- $storeBytes = $server.response_store_bytes | int64 -}}{{- end -}}
+{{- $shared := div (add (mul $engines (add (mul (add 1 $workers) $ringBytes) $kvBytes)) $storeBytes) 1048576 -}}
 {{- add 128 (mul 64 $workers) (mul $engineMebibytes $engines) $shared -}}
 {{- end -}}
