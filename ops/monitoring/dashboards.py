@@ -4,6 +4,8 @@ from ops.monitoring.grafana import SELECTOR, Dashboard, Panel, Target, Unit
 from ops.monitoring.objectives import OBJECTIVES, Objective
 
 WINDOW = "$__rate_interval"
+# Resident bytes of those there are: one more place is kept free, for the successor of a worker that is replaced.
+LIVING_WORKERS = f'sum by (index) (tokenfleet:process_resident_memory_bytes{{{SELECTOR},role="worker"}}) > 0'
 
 
 def _rate(metric: str, by: str = "") -> str:
@@ -144,7 +146,8 @@ WORKERS = Dashboard(
             "Share of one core.",
             (
                 Target(
-                    f'sum by (index) (rate(tokenfleet:process_cpu_seconds_total{{{SELECTOR},role="worker"}}[{WINDOW}]))',
+                    f'sum by (index) (rate(tokenfleet:process_cpu_seconds_total{{{SELECTOR},role="worker"}}[{WINDOW}]))'
+                    f" and {LIVING_WORKERS}",
                     "{{index}}",
                 ),
             ),
@@ -205,7 +208,7 @@ WORKERS = Dashboard(
             "Resident.",
             (
                 Target(
-                    f'sum by (index) (tokenfleet:process_resident_memory_bytes{{{SELECTOR},role="worker"}})',
+                    LIVING_WORKERS,
                     "{{index}}",
                 ),
             ),
