@@ -1,6 +1,7 @@
 """Two fleets for every test here."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,16 @@ FLEET_FLAGS = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def fleets(model_folder: Path, tmp_path: Path) -> Iterator[tuple[Fleet, Fleet]]:
+@contextmanager
+def two_fleets(model_folder: Path, folder: Path) -> Iterator[tuple[Fleet, Fleet]]:
     with (
-        Fleet(tmp_path / "a.log", str(model_folder), *FLEET_FLAGS) as a,
-        Fleet(tmp_path / "b.log", str(model_folder), *FLEET_FLAGS) as b,
+        Fleet(folder / "a.log", str(model_folder), *FLEET_FLAGS) as a,
+        Fleet(folder / "b.log", str(model_folder), *FLEET_FLAGS) as b,
     ):
         yield a, b
+
+
+@pytest.fixture
+def fleets(model_folder: Path, tmp_path: Path) -> Iterator[tuple[Fleet, Fleet]]:
+    with two_fleets(model_folder, tmp_path) as fleets:
+        yield fleets
