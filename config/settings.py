@@ -114,7 +114,10 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The engine: read by the engine processes, and by the workers where they must agree (block size, hash seed)."""
 
-    engine: Annotated[Literal["core", "sim"], Meta(description="core computes; sim answers scripted tokens")] = "core"
+    engine: Annotated[
+        Literal["core", "sim", "vllm"],
+        Meta(description="core computes; sim answers scripted tokens; vllm is vLLM's own engine core"),
+    ] = "core"
     engines: Annotated[int, Meta(ge=1, le=64, description="engine processes")] = 1
     device: Annotated[Literal["auto", "cpu", "cuda"], Meta(description="auto takes CUDA when there is one")] = "auto"
     attention_backend: Annotated[
@@ -138,6 +141,24 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     priority_ageing_s: Annotated[
         float, Meta(ge=0, description="a waiting request gains one priority per this long; 0: priorities are strict")
     ] = 30.0
+    vllm_python: Annotated[
+        str | None,
+        Meta(description="engine vllm: interpreter that has vLLM; each engine is a `vllm serve --headless` of it"),
+    ] = None
+    vllm_args: Annotated[
+        tuple[str, ...],
+        Meta(description="engine vllm: argument for `vllm serve`; what stands behind -- is taken so too"),
+    ] = ()
+    vllm_handshake: Annotated[
+        str | None,
+        Meta(
+            description="engine vllm: tcp://HOST:PORT where an engine started elsewhere says HELLO; engine n at PORT + n"
+        ),
+    ] = None
+    vllm_version: Annotated[
+        str | None,
+        Meta(description="engine vllm: take messages to have this version's layout, whatever vLLM says it is"),
+    ] = None
     sim_step_ms: Annotated[float, Meta(ge=0, description="sim engine: duration of a step; 0 is back to back")] = 20.0
     sim_prefill_us_per_token: Annotated[
         float, Meta(ge=0, description="sim engine: added to a step per prefilled token")

@@ -33,11 +33,15 @@ from ipc.sockets import EngineSocket
 logger = logging.getLogger(__name__)
 
 EXIT_CANNOT_BOOT = 3
+EXIT_ENGINE_GONE = 1  # to be started again
 
 
 def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     """Serve until SIGTERM. Raises SystemExit(3) after one log line when the operator has to change something."""
     stop = _StopFlag()
+    if settings.engine.engine == "vllm":
+        _run_vllm(settings, model, handles, stop)
+        return
     cell = FleetPage(Segment.attach(handles.fleet_fd).view).engines[handles.index]
     cell.state = State.STARTING
     cell.beat()
@@ -78,6 +82,19 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     cell.state = State.DRAINING
     socket.close()
     logger.info("engine stopped", extra={"engine": handles.index, "num_unfinished": len(scheduler.stream_ids)})
+
+
+def _run_vllm(settings: Settings, model: ModelFolder, handles: EngineHandles, stop: "_StopFlag") -> None:
+    from engine_core.vllm import process as vllm  # nothing of it is another engine's
+
+    try:
+        vllm.run(settings, model, handles, stop)
+    except CannotBoot as error:
+        logger.error("engine cannot boot", extra={"engine": handles.index, "reason": str(error)})
+        raise SystemExit(EXIT_CANNOT_BOOT) from None
+    except vllm.EngineGone as error:
+        logger.error("engine lost", extra={"engine": handles.index, "reason": str(error)})
+        raise SystemExit(EXIT_ENGINE_GONE) from None
 
 
 class _StopFlag:

@@ -130,6 +130,11 @@ class EngineSocket:
         self._dealer = _IntroducingDealer(endpoint, identity, self._hello)
         self._socket = self._dealer.socket
 
+    @property
+    def pollable(self) -> "zmq.Socket[bytes]":
+        """To be waited for together with other sockets; read by `receive` alone."""
+        return self._socket
+
     def receive(self, timeout_ms: int) -> list[Inbound]:
         """Everything that has arrived, waiting up to `timeout_ms` for the first message (0: do not wait).
 

@@ -32,10 +32,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(argv: Sequence[str]) -> int:
     try:
         parser = _parser()
-        arguments, extras = parser.parse_known_args(argv)
+        own, passed_on = _split_at_dashes(argv)
+        arguments, extras = parser.parse_known_args(own)
         if arguments.command == "role":
             return roles.run(arguments.role, arguments.plan_fd)
         refuse_extras(arguments.parser, extras)
+        if passed_on and arguments.command not in ("serve", "check"):
+            raise ConfigError([f"unexpected argument {passed_on[0]!r}"])
+        arguments.passed_on = passed_on
         return _COMMANDS[arguments.command](arguments)
     except ConfigError as error:
         return _fail(*error.lines, code=exit_codes.MISUSED)
@@ -43,6 +47,14 @@ def run(argv: Sequence[str]) -> int:
         return _fail(str(error), code=exit_codes.FAILED)
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
+
+
+def _split_at_dashes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is ours, and what stands behind the first `--`."""
+    if "--" not in argv:
+        return list(argv), []
+    at = list(argv).index("--")
+    return list(argv[:at]), list(argv[at + 1 :])
 
 
 def _fail(*lines: str, code: int) -> int:
@@ -105,6 +117,8 @@ def _configuration(arguments: object) -> Configuration:
         if "model" in flags:
             raise ConfigError(["the model was given twice: as MODEL and as --model"])
         flags["model"] = positional
+    if passed_on := getattr(arguments, "passed_on", ()):
+        flags["vllm_args"] = [*flags.get("vllm_args", ()), *passed_on]
     configuration = with_gpu_defaults(load(flags, os.environ, getattr(arguments, "config", None)))
     faults = faults_of(configuration)
     if faults:

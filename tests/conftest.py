@@ -1,5 +1,6 @@
 """Fixtures that several folders share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from config.settings import ModelSettings
 from engine_core.gguf_conversion import convert
 from engine_core.model_source import find_model
 from tests.integration.fleet import Fleet
+
+VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--vllm-python", help="interpreter with vLLM: the tests of the real model are of the engine vllm")
 
 
 @pytest.fixture(scope="session")
@@ -29,8 +36,13 @@ def sim_fleet(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="session")
-def core_fleet(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def core_fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Two workers before the real model, in float32: its output does not depend on the batch."""
     log_path = tmp_path_factory.mktemp("core-fleet") / "log"
-    with Fleet(log_path, "--workers", "2", "--dtype", "float32") as fleet:
+    flags = ["--workers", "2", "--dtype", "float32"]
+    vllm_python = request.config.getoption("--vllm-python")
+    if vllm_python:
+        os.environ.update(VLLM_ENV)
+        flags += ["--engine", "vllm", "--vllm-python", vllm_python, "--max-model-len", "4096", "--", "--enforce-eager"]
+    with Fleet(log_path, *flags) as fleet:
         yield fleet

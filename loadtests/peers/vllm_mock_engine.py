@@ -257,6 +257,7 @@ def main() -> None:
     parser.add_argument("--token-ids", required=True, help="JSON list of ids to draw from")
     parser.add_argument("--timeout-s", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--version", default=READY_RESPONSE["vllm_version"], help="what it says it is")
     arguments = parser.parse_args()
     with open(arguments.token_ids) as file:  # noqa: PTH123
         engine = MockEngine(json.load(file), arguments.seed)
@@ -265,6 +266,7 @@ def main() -> None:
         print(json.dumps(engine.counts), flush=True)
 
     signal.signal(signal.SIGUSR1, report)
+    READY_RESPONSE["vllm_version"] = arguments.version
     engine.connect(arguments.handshake, arguments.timeout_s)
     serve(engine, arguments.step_ms)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from loadtests.peers.server import free_port
 from loadtests.processes import descendants, title
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
 
 

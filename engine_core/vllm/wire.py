@@ -1,0 +1,219 @@
+"""Requests to vLLM's engine core as it reads them, and its outputs as we do. MessagePack; the layout says what stands where.
+
+What vLLM says of a request's parameters is in `vllm/sampling_params.py`; they travel as a map, by name.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from msgspec import Raw, Struct
+
+from engine_core.vllm.layouts import Layout
+from ipc.grammar import Grammar
+from ipc.messages import NO_LOGPROBS, SamplingParams
+
+ADD, ABORT = b"\x00", b"\x01"
+ENGINE_CORE_DEAD = b"ENGINE_CORE_DEAD"
+DELTA = 1  # RequestOutputKind: how a front end of vLLM would like its outputs; an engine core does not look
+STRUCTURED_BACKEND = "guidance"  # llguidance, which has checked the grammar here
+
+_NIL = Raw(b"\xc0")
+_RAW_VIEW = 3  # MessagePack extension: the bytes of a small array
+
+
+class FinishReason:
+    """vLLM's numbers."""
+
+    STOP, LENGTH, ABORT, ERROR, REPETITION = range(5)
+
+
+class EventType:
+    QUEUED, SCHEDULED, PREEMPTED = 1, 2, 3
+
+
+class Event(Struct):
+    type: int
+    timestamp: float  # the engine's monotonic clock, seconds
+
+
+class PrefillStats(Struct):
+    num_cached_tokens: int = 0
+
+
+class PrefixCacheStats(Struct):
+    queries: int = 0  # tokens, since the last message
+    hits: int = 0
+
+
+class SchedulerStats(Struct):
+    num_running_reqs: int = 0
+    num_waiting_reqs: int = 0
+    kv_cache_usage: float = 0.0
+    prefix_cache_stats: PrefixCacheStats | None = None
+
+
+class Output(Protocol):
+    """EngineCoreOutput, as far as it is read."""
+
+    request_id: str
+    new_token_ids: list[int]
+    new_logprobs: Raw
+    finish_reason: int | None
+    events: list[Event] | None
+    prefill_stats: PrefillStats | None
+
+
+class Outputs(Protocol):
+    """EngineCoreOutputs, as far as they are read: what one step gave."""
+
+    outputs: list[Output]
+    scheduler_stats: SchedulerStats | None
+    timestamp: float  # the engine's monotonic clock, seconds
+
+
+class StepLogprobs(NamedTuple):
+    """Of one request's tokens in a step. k alternatives."""
+
+    ids: Any  # (tokens, 1 + k) int: the token itself, then the likeliest, descending. Any: numpy's own types, here and below
+    logprobs: Any  # (tokens, 1 + k) float
+    ranks: Any  # (tokens,) int
+
+
+_OUTPUT_TYPES: dict[str, tuple[Any, Any]] = {  # Any: types
+    "request_id": (str, ""),
+    "new_token_ids": (list[int], msgspec.field(default_factory=list)),
+    "finish_reason": (int | None, None),
+    "events": (list[Event] | None, None),
+    "prefill_stats": (PrefillStats | None, None),
+}
+_OUTPUTS_TYPES: dict[str, tuple[Any, Any]] = {
+    "scheduler_stats": (SchedulerStats | None, None),
+    "timestamp": (float, 0.0),
+}
+
+
+class Wire:
+    """Both directions in one layout."""
+
+    def __init__(self, layout: Layout) -> None:
+        places = {name: place for place, name in enumerate(layout.request)}
+        self._width = places["priority"] + 1
+        self._places = places
+        output = _reader("Output", layout.output, _OUTPUT_TYPES)
+        outputs = _reader("Outputs", layout.outputs, {**_OUTPUTS_TYPES, "outputs": (list[output], ())})  # type: ignore[valid-type]
+        self._decode = msgspec.msgpack.Decoder(outputs).decode
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    def add(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        sampling: dict[str, Any],
+        *,
+        priority: int,
+        cache_salt: str | None,
+    ) -> bytes:
+        """The data frame of an ADD."""
+        fields: list[Any] = [None] * self._width
+        for name, value in (
+            ("request_id", request_id), ("prompt_token_ids", prompt_ids), ("sampling_params", sampling),
+            ("arrival_time", time.time()), ("cache_salt", cache_salt), ("client_index", 0), ("current_wave", 0),
+            ("priority", priority),
+        ):  # fmt: skip
+            fields[self._places[name]] = value
+        return self._encode(fields)
+
+    def abort(self, request_ids: Sequence[str]) -> bytes:
+        """The data frame of an ABORT."""
+        return self._encode(request_ids)
+
+    def outputs(self, frame: bytes) -> Outputs:
+        """Raises msgspec.MsgspecError: it is none."""
+        outputs: Outputs = self._decode(frame)
+        return outputs
+
+
+def _reader(
+    name: str, fields: Sequence[str], types: dict[str, tuple[Any, Any]]
+) -> Any:  # Any: a struct made of a layout
+    """Fields that are not read stay encoded."""
+    return msgspec.defstruct(
+        name, [(field, *types.get(field, (Raw, _NIL))) for field in fields], array_like=True, gc=False
+    )  # fmt: skip
+
+
+def sampling_fields(
+    sampling: SamplingParams, eos_token_ids: Sequence[int], *, num_delivered: int = 0
+) -> dict[str, Any]:  # Any: parameters by name
+    """vLLM's SamplingParams for what is left of a request once so many tokens are delivered."""
+    first_eos, *more_eos = eos_token_ids or (None,)
+    stop_ids = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(more_eos))
+    all_stop_ids = stop_ids | ({first_eos} if first_eos is not None and not sampling.ignore_eos else set())
+    fields: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens - num_delivered,
+        "min_tokens": max(0, sampling.min_tokens - num_delivered),
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "repetition_penalty": sampling.repetition_penalty,
+        "seed": sampling.seed,
+        "stop_token_ids": sorted(stop_ids),
+        "ignore_eos": sampling.ignore_eos,
+        "detokenize": False,
+        "output_kind": DELTA,
+        "_all_stop_token_ids": sorted(all_stop_ids),
+    }
+    if not sampling.ignore_eos:
+        fields["_eos_token_id"] = first_eos
+    if sampling.temperature < 1e-5:
+        fields |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}  # as vLLM's own front end
+    if sampling.logit_bias:
+        fields["logit_bias"] = dict(sampling.logit_bias)
+    if sampling.allowed_token_ids:
+        fields["allowed_token_ids"] = list(sampling.allowed_token_ids)
+    if sampling.num_logprobs != NO_LOGPROBS:
+        fields["logprobs"] = sampling.num_logprobs
+    if sampling.grammar is not None:
+        fields["structured_outputs"] = _structured_outputs(sampling.grammar)
+    return fields
+
+
+def _structured_outputs(grammar: Grammar) -> dict[str, Any]:  # Any: parameters by name
+    """vLLM's StructuredOutputsParams."""
+    match grammar.kind:
+        case "json_object":
+            asked: dict[str, Any] = {"json_object": True}
+        case "json_schema":
+            asked = {"json": grammar.source}
+        case "choice":
+            asked = {"choice": msgspec.json.decode(grammar.source)}
+        case "ebnf":
+            asked = {"grammar": grammar.source}
+        case "regex" | "structural_tag":
+            asked = {grammar.kind: grammar.source}
+    return {**asked, "_backend": STRUCTURED_BACKEND}
+
+
+def step_logprobs(raw: Raw, frames: Sequence[bytes]) -> StepLogprobs | None:
+    """`new_logprobs` of an output; larger arrays stand in the message's frames behind the first one."""
+    decoded = msgspec.msgpack.decode(raw, ext_hook=_ext)
+    if decoded is None:
+        return None
+    return StepLogprobs(*(_array(entry, frames) for entry in decoded[:3]))
+
+
+def _array(encoded: Sequence[Any], frames: Sequence[bytes]) -> Any:  # Any: numpy's own types
+    dtype, shape, content = encoded
+    return np.frombuffer(frames[content] if isinstance(content, int) else content, dtype).reshape(shape)
+
+
+def _ext(code: int, content: memoryview) -> bytes:
+    if code != _RAW_VIEW:
+        raise ValueError(f"MessagePack extension {code} in logprobs: only arrays are expected")
+    return bytes(content)

@@ -1,0 +1,135 @@
+"""The engine vllm before a scripted engine core that speaks vLLM's protocol: real processes, no vLLM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from loadtests.peers.server import free_port
+from tests.integration.fleet import Fleet, environment
+
+IDS = list(range(1000, 9000))
+
+
+@contextmanager
+def engine_core(port: int, tmp_path: Path, *flags: str) -> Iterator["subprocess.Popen[str]"]:
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps(IDS))
+    command = [
+        sys.executable, "-m", "loadtests.peers.vllm_mock_engine", "--handshake", f"tcp://127.0.0.1:{port}",
+        "--token-ids", str(ids), *flags,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def counts_of(process: "subprocess.Popen[str]") -> dict[str, int]:
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout is not None
+    counts: dict[str, int] = json.loads(process.stdout.readline())
+    return counts
+
+
+def fleet_at(port: int, tmp_path: Path, model_folder: Path) -> Fleet:
+    return Fleet(
+        tmp_path / "fleet.log", str(model_folder), "--workers", "2", "--engine", "vllm",
+        "--vllm-handshake", f"tcp://127.0.0.1:{port}",
+    )  # fmt: skip
+
+
+def complete(fleet: Fleet, **fields: Any) -> httpx.Response:
+    body = {"prompt": "hi", "max_tokens": 20, "ignore_eos": True, **fields}
+    return httpx.post(fleet.base_url + "/v1/completions", json=body, timeout=60)
+
+
+def test_streams_and_whole_answers_come_through_and_what_is_given_up_is_aborted(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    port = free_port()
+    with engine_core(port, tmp_path, "--step-ms", "2") as core, fleet_at(port, tmp_path, model_folder) as fleet:
+        whole = complete(fleet).json()
+        events = complete(fleet, stream=True, n=3, stream_options={"include_usage": True}).text.split("\n\n")
+        with httpx.stream(
+            "POST", fleet.base_url + "/v1/completions", json={"prompt": "hi", "max_tokens": 4000, "stream": True}
+        ) as response:
+            next(response.iter_lines())
+        fleet.wait_until(lambda: counts_of(core)["aborts"] == 1, 10)
+
+        assert whole["usage"]["completion_tokens"] == 20 and whole["choices"][0]["finish_reason"] == "length"
+        assert len(whole["choices"][0]["text"]) > 20
+        assert json.loads(events[-3].removeprefix("data: "))["usage"]["completion_tokens"] == 60
+        assert complete(fleet, temperature=0.5, seed=2, logit_bias={"5": 1.0}).status_code == 200
+        refused = httpx.post(fleet.base_url + "/v1/embeddings", json={"input": "hi"}, timeout=30)
+        assert refused.status_code == 400 and "engine vllm" in refused.json()["error"]["message"]
+
+
+def test_when_the_engine_core_dies_greedy_streams_go_on_in_the_next_one_and_sampled_ones_end_with_an_error(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    port, texts = free_port(), dict[float, str]()
+
+    def stream(fleet: Fleet, temperature: float) -> None:
+        texts[temperature] = complete(
+            fleet, stream=True, max_tokens=150, temperature=temperature, stream_options={"include_usage": True}
+        ).text
+
+    with engine_core(port, tmp_path, "--step-ms", "20") as core, fleet_at(port, tmp_path, model_folder) as fleet:
+        threads = [threading.Thread(target=stream, args=(fleet, temperature)) for temperature in (0.0, 1.0)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        os.kill(core.pid, signal.SIGKILL)
+        fleet.wait_until(lambda: fleet.probe("/readyz") == 503, 10)
+        with engine_core(port, tmp_path, "--step-ms", "20") as successor:
+            fleet.wait_until(lambda: fleet.probe("/readyz") == 200, 30)
+            for thread in threads:
+                thread.join(30)
+            counts = counts_of(successor)
+
+    greedy = texts[0.0].split("\n\n")
+    assert json.loads(greedy[-3].removeprefix("data: "))["usage"]["completion_tokens"] == 150
+    assert "error" not in texts[0.0] and "sampled" in texts[1.0] and '"error"' in texts[1.0]
+    assert counts["requests"] == 1, "the sampled one was not sent again"
+
+
+def test_an_unknown_version_stops_the_start_with_a_reason(tmp_path: Path, model_folder: Path) -> None:
+    port = free_port()
+    fleet = fleet_at(port, tmp_path, model_folder)
+    with engine_core(port, tmp_path, "--version", "0.99.1"), fleet.started():
+        assert fleet.process.wait(60) != 0
+        assert "vLLM 0.99.1 is not known" in fleet.log and "--vllm-version" in fleet.log
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--engine", "vllm"], "--vllm-python"),
+        (["--engine", "vllm", "--vllm-python", "p", "--vllm-handshake", "tcp://h:1"], "either"),
+        (["--engine", "vllm", "--vllm-handshake", "h:1"], "tcp://HOST:PORT"),
+        (["--engine", "vllm", "--vllm-python", "p", "--engines", "2"], "--engines"),
+        (["--engine", "vllm", "--vllm-handshake", "tcp://h:1", "--", "--enforce-eager"], "started here"),
+        (["--engine", "sim", "--", "--enforce-eager"], "--engine vllm only"),
+        (["--vllm-version", "0.33"], "--engine vllm only"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    capfd: pytest.CaptureFixture[str], flags: list[str], word: str
+) -> None:
+    from ops.cli import run
+
+    assert run(["check", *flags]) != 0
+    assert word in capfd.readouterr().err
