@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 IDLE_MS = 200  # longest wait: heartbeat and stop flag are looked at this often
 OVERFLOW_RETRY_MS = 3
+LOOK_S = 0.15  # between two looks at what changes rarely
 GREEDY_BELOW = 1e-5
 
 
@@ -69,7 +70,7 @@ class Bridge:
         self._started: list[int] = []
         self._ended: list[int] = []
         self._num_steps = 0
-        self._last_step_s = time.monotonic()
+        self._looked_s = self._last_step_s = time.monotonic()
         self._stats = SchedulerStats()
 
     @property
@@ -79,15 +80,33 @@ class Bridge:
     def turn(self) -> None:
         """Wait for a message or an output, at most IDLE_MS. Raises EngineGone."""
         self._cell.beat()
-        self._poller.poll(OVERFLOW_RETRY_MS if self._outbox.has_overflow else IDLE_MS)
-        for inbound in self._socket.receive(0):
-            self._take(inbound)
+        readable = dict(self._poller.poll(OVERFLOW_RETRY_MS if self._outbox.has_overflow else IDLE_MS))
+        now_s = time.monotonic()
+        is_time_to_look = now_s - self._looked_s > LOOK_S
+        if is_time_to_look or self._socket.pollable in readable:
+            for inbound in self._socket.receive(0):
+                self._take(inbound)
         self._look_at_workers()
         tokens = self._collect()
-        self._check_deadlines()
+        if is_time_to_look:
+            self._looked_s = now_s
+            self._look_around(now_s)
         endings, self._endings = self._endings, []
         self._outbox.publish(tokens, endings)
-        self._report()
+        self._tell_progress()
+
+    def _look_around(self, now_s: float) -> None:
+        """What need not be done with every step."""
+        self._link.check()
+        for stream in [stream for stream in self._streams.values() if stream.deadline_s and stream.deadline_s < now_s]:
+            self._fail(stream, FailureCode.DEADLINE, "not started by its deadline")
+        has_work = bool(self._streams)
+        if has_work and now_s - self._last_step_s > self._step_timeout_s:
+            raise EngineGone(f"vLLM has requests and gave nothing for {self._step_timeout_s:g} s")
+        stats = self._stats if has_work else SchedulerStats()
+        self._metrics.on_load(
+            stats.num_running_reqs, stats.num_waiting_reqs, stats.kv_cache_usage, self._outbox.num_full_waits
+        )
 
     # ── from the broker ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -165,12 +184,6 @@ class Bridge:
         for slot in self._outbox.stalled_slots:
             for stream in [stream for stream in self._streams.values() if stream.slot == slot]:
                 self._fail(stream, FailureCode.OVERFLOW, "the worker fell too far behind to be served")
-
-    def _check_deadlines(self) -> None:
-        now_s = time.monotonic()
-        late = [stream for stream in self._streams.values() if stream.deadline_s and stream.deadline_s < now_s]
-        for stream in late:
-            self._fail(stream, FailureCode.DEADLINE, "not started by its deadline")
 
     # ── from vLLM ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -267,19 +280,12 @@ class Bridge:
             if stats.prefix_cache_stats is not None:
                 self._metrics.on_counts(0, stats.prefix_cache_stats.queries, stats.prefix_cache_stats.hits)
 
-    def _report(self) -> None:
+    def _tell_progress(self) -> None:
         if self._started or self._ended:
             started, ended = tuple(self._started), tuple(self._ended)
             self._started, self._ended = [], []
             self._socket.send(Progress(engine=self._index, generation=self._generation, started=started, ended=ended))
-        has_work = bool(self._streams)
-        self._cell.has_work = has_work
-        if has_work and time.monotonic() - self._last_step_s > self._step_timeout_s:
-            raise EngineGone(f"vLLM has requests and gave nothing for {self._step_timeout_s:g} s")
-        stats = self._stats if has_work else SchedulerStats()
-        self._metrics.on_load(
-            stats.num_running_reqs, stats.num_waiting_reqs, stats.kv_cache_usage, self._outbox.num_full_waits
-        )
+        self._cell.has_work = bool(self._streams)
 
 
 def fault_or_none(request: Generate, num_delivered: int) -> str | None:

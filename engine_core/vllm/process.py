@@ -61,6 +61,8 @@ def _serve(
     server: HeadlessServer | None,
     should_stop: Callable[[], bool],
 ) -> None:
+    """`server`: the one whose engine core is waited for, if it is ours."""
+
     def on_wait() -> None:
         cell.beat()
         if should_stop():
@@ -104,9 +106,7 @@ def _serve(
         "engine ready", extra={"engine": handles.index, "num_blocks": facts.num_gpu_blocks, "vllm": facts.vllm_version}
     )
     while not should_stop():
-        bridge.turn()
-        if server is not None:
-            server.check()
+        bridge.turn()  # when vLLM ends its connection does, which is looked at there
     cell.state = State.DRAINING
     socket.close()
     logger.info("engine stopped", extra={"engine": handles.index, "num_unfinished": len(bridge.stream_ids)})

@@ -1,12 +1,14 @@
 """CPU per token and per request of three front ends, side by side: tokenfleet, vllm-rs, vLLM's Python API server.
 
     loadtests/peers/install.sh
-    python -m loadtests.peers.front_ends [--rounds 2] [--only stream] [--with-python] [--out FILE.md]
+    python -m loadtests.peers.front_ends [--rounds 2] [--only stream] [--with-python] [--bridged] [--out FILE.md]
 
 Each stands before an engine that computes nothing (tokenfleet's `sim`, the mock engine for vLLM's) and paces the same
 steps. CPU is user + system time of every process of the front end but the engine, from /proc, over the whole load
 divided by the tokens or requests the client received, so a request's fixed cost is in a token's. Alternating rounds;
-the ratios compare figures of one round. Loopback charges the sender for part of the receiver's work: all sides alike.
+the ratios compare figures of one round. With `--bridged` tokenfleet stands before the mock engine too, through its engine
+`vllm`, whose process then counts as the front end's. Loopback charges the sender for part of the receiver's work: all sides
+alike.
 """
 
 import argparse
@@ -86,6 +88,7 @@ def main() -> None:
     parser.add_argument(
         "--with-python", action="store_true", help="vLLM's Python server too: a second quarter of an hour"
     )
+    parser.add_argument("--bridged", action="store_true", help="tokenfleet by its engine vllm")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -97,11 +100,14 @@ def main() -> None:
         rows, ratios = [], []
         for case in CASES:
             if arguments.only in case.name:
-                figures = run_case(case, model, token_ids, arguments.rounds, arguments.workers, arguments.with_python)
+                figures = run_case(
+                    case, model, token_ids, arguments.rounds, arguments.workers,
+                    with_python=arguments.with_python, is_bridged=arguments.bridged,
+                )  # fmt: skip
                 rows.append(row(case, figures))
                 ratios.append((case.name, statistics.median(ratios_of(figures)), case.target_ratio))
                 print(rows[-1], flush=True)
-    text = render(rows)
+    text = render(rows, "engine `vllm`, its process counted," if arguments.bridged else "engine `sim`,")
     print(text)
     if arguments.out:
         arguments.out.write_text(text)
@@ -116,7 +122,7 @@ def printable_token_ids(model: str) -> list[int]:
 
 
 def run_case(
-    case: Case, model: str, token_ids: Path, rounds: int, workers: int, with_python: bool
+    case: Case, model: str, token_ids: Path, rounds: int, workers: int, *, with_python: bool, is_bridged: bool
 ) -> dict[str, Figures]:
     flags = (*SIM, "--sim-step-ms", str(case.step_ms))
     if case.english is not None:
@@ -127,6 +133,10 @@ def run_case(
         "tokenfleet": lambda: tokenfleet.start(LOG, model=model, workers=workers, flags=flags),
         "vllm-rs": lambda: vllm_front_ends.start_rust(LOG, model=model, token_ids=token_ids, step_ms=case.step_ms),
     }
+    if is_bridged:
+        starters["tokenfleet"] = lambda: vllm_front_ends.start_bridged(
+            LOG, model=model, token_ids=token_ids, step_ms=case.step_ms, workers=workers
+        )
     if with_python:
         starters["vllm-python"] = lambda: vllm_front_ends.start_python(
             LOG, model=model, token_ids=token_ids, step_ms=case.step_ms
@@ -181,14 +191,14 @@ def ratios_of(figures: dict[str, Figures]) -> list[float]:
     return [a / b for a, b in zip(figures["tokenfleet"].cpu_us, figures["vllm-rs"].cpu_us, strict=True)]
 
 
-def render(rows: list[list[str]]) -> str:
+def render(rows: list[list[str]], our_engine: str) -> str:
     header = [
         "case", "tokenfleet, us", "vllm-rs, us", "vLLM Python, us", "ours / vllm-rs", "target",
         "TTFT p50 ms, ours / rs", "PSS MB, ours / rs",
     ]  # fmt: skip
     return (
         "# CPU of the front end per token or request\n\n"
-        f"{report.machine()}. tokenfleet with 2 workers and engine `sim`, vllm-rs 0.33.0 and vLLM 0.32.0 behind a mock "
+        f"{report.machine()}. tokenfleet with 2 workers and {our_engine} vllm-rs 0.33.0 and vLLM 0.32.0 behind a mock "
         "engine of the same pace, client `vllm-rs bench serve` 0.33.0 on the same cores; microseconds of CPU, median "
         "and range over alternating rounds. Command: `python -m loadtests.peers.front_ends`.\n\n"
         + report.table(header, rows)

@@ -1,4 +1,5 @@
-"""vLLM's two front ends without a model: the Rust one and the Python one, each behind the mock engine."""
+"""Front ends of vLLM's engine cores without a model, each behind the mock engine: vLLM's Rust one and its Python one, and the
+fleet with its bridge."""
 
 import signal
 import subprocess
@@ -43,6 +44,28 @@ class FrontEnd(Server):
         if self._engine.poll() is None:
             self._engine.send_signal(signal.SIGKILL)
         self._engine.wait()
+
+
+class BridgedFleet(FrontEnd):
+    """The bridge is part of what it costs."""
+
+    @property
+    def front_end_pids(self) -> list[int]:
+        return self.pids
+
+
+def start_bridged(log_path: Path, *, model: str, token_ids: Path, step_ms: float, workers: int) -> Server:
+    """tokenfleet with --engine vllm."""
+    port, handshake_port = free_port(), free_port()
+    command = [
+        sys.executable, "-m", "ops", "serve", model, "--port", str(port), "--ops-port", "0", "--workers", str(workers),
+        "--served-model-name", MODEL_NAME, "--max-num-seqs", "4096", "--engine", "vllm",
+        "--vllm-handshake", f"tcp://127.0.0.1:{handshake_port}",
+    ]  # fmt: skip
+    return BridgedFleet(
+        "tokenfleet, engine vllm", command, handshake_port=handshake_port, port=port, log_path=log_path, env={},
+        step_ms=step_ms, token_ids=token_ids,
+    )  # fmt: skip
 
 
 def start_rust(log_path: Path, *, model: str, token_ids: Path, step_ms: float, env: Mapping[str, str] = {}) -> Server:
