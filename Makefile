@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
 .PHONY: install serve test lint check kills ring-kills slow-readers idle-connections soak overload chaos fuzz vllm-test page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
-	chart chart-tools balance-test picker-test partition-test image clean
+	chart chart-tools balance-test picker-test partition-test group-test image clean
 
 install: $(STAMP)
 
@@ -136,6 +136,10 @@ chart: chart-tools
 chart-tools: install
 	charts/install_tools.sh
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[chart]'
+
+# A LeaderWorkerSet's group as processes: three ranks of the real vLLM on CPU, the server in front. Three minutes.
+group-test: chart-tools peers
+	$(BIN)/python -m pytest -m ops tests/chart/test_group.py
 
 # buildah and debootstrap, as root; no daemon and no registry.
 image: install

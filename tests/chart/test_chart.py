@@ -241,6 +241,89 @@ def test_a_model_on_a_claim_is_mounted_read_only() -> None:
     assert environment(objects)["TOKENFLEET_MODEL"] == "/models/qwen3-8b"
 
 
+def group_of(objects: list[Object]) -> tuple[Object, Object]:
+    """Specs of its first pod, and of the others."""
+    template = of_kind(objects, "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
+    assert "Deployment" not in kinds(objects)
+    return template["leaderTemplate"]["spec"], template["workerTemplate"]["spec"]
+
+
+def test_every_rank_of_a_group_runs_the_same_vllm_and_the_first_pod_serves_in_front_of_it() -> None:
+    first, other = group_of(render(file="values-nodes.yaml"))
+
+    (server,), (sidecar,), (engine,) = first["containers"], first["initContainers"], other["containers"]
+    assert sidecar == {**engine, "restartPolicy": "Always"}, "it would end before the streams have drained"
+    assert engine["command"] == ["vllm", "serve", "/models/llama-3.1-405b"]
+    assert {"--headless", "--nnodes=$(LWS_GROUP_SIZE)", "--node-rank=$(LWS_WORKER_INDEX)"} <= set(engine["args"])
+    assert (
+        engine["resources"]["limits"]["nvidia.com/gpu"] == 8 and "nvidia.com/gpu" not in server["resources"]["limits"]
+    )
+    variables = {variable["name"]: variable.get("value") for variable in server["env"]}
+    assert variables["TOKENFLEET_ENGINE"] == "vllm"
+    assert variables["TOKENFLEET_VLLM_HANDSHAKE"] == "tcp://127.0.0.1:29550"
+    promised = {"--max-model-len=32768", "--max-num-seqs=256", "--gpu-memory-utilization=0.92"}
+    assert {"--data-parallel-rpc-port=29550", *promised} <= set(engine["args"])
+    for spec in (first, other):
+        assert spec["securityContext"]["runAsNonRoot"] is True and spec["automountServiceAccountToken"] is False
+        for found in (*spec["containers"], *spec.get("initContainers", [])):
+            assert found["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_the_server_accepts_its_configuration_in_front_of_a_group(tmp_path: Path) -> None:
+    objects = render(file="values-nodes.yaml")
+    path = tmp_path / "fleet.toml"
+    path.write_text(_config_map(objects)["data"]["fleet.toml"])
+    (server,) = group_of(objects)[0]["containers"]
+    environ = {v["name"]: v["value"] for v in server["env"] if "value" in v and v["name"] != "TOKENFLEET_CONFIG"}
+
+    configuration = load({}, environ, path)
+
+    assert faults_of(configuration) == []
+    assert configuration.settings.engine.engine == "vllm"
+
+
+def test_clients_budgets_and_autoscalers_see_the_first_pods_only() -> None:
+    values = {"autoscaling": {"kind": "keda", "kedaPrometheusAddress": "http://prometheus:9090"}}
+    objects = render(values, "--api-versions", MONITORING_API, file="values-nodes.yaml")
+
+    template = of_kind(objects, "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
+    first, other = (template[f"{role}Template"]["metadata"]["labels"].items() for role in ("leader", "worker"))
+    selectors = [
+        of_kind(objects, "Service")["spec"]["selector"],
+        *(of_kind(objects, kind)["spec"]["selector"]["matchLabels"] for kind in ("PodDisruptionBudget", "PodMonitor")),
+    ]
+    assert all(selector.items() <= first and not selector.items() <= other for selector in selectors)
+    assert of_kind(objects, "ScaledObject")["spec"]["scaleTargetRef"]["kind"] == "LeaderWorkerSet"
+
+
+def test_the_pods_of_groups_reach_each_other_and_names_only() -> None:
+    objects = render(file="values-nodes.yaml")
+
+    (policy,) = (
+        item["spec"]
+        for item in objects
+        if item["kind"] == "NetworkPolicy" and item["metadata"]["name"].endswith("-groups")
+    )
+    group = {
+        "matchLabels": {"leaderworkerset.sigs.k8s.io/name": of_kind(objects, "LeaderWorkerSet")["metadata"]["name"]}
+    }
+    assert policy["podSelector"] == group
+    assert policy["ingress"] == [{"from": [{"podSelector": group}]}]
+    assert policy["egress"][0] == {"to": [{"podSelector": group}]}
+    assert [port["port"] for port in policy["egress"][1]["ports"]] == [53, 53]
+
+
+NODES: Object = {
+    "model": {"source": "claim", "claim": "models"},
+    "gpu": {"count": 8},
+    "multiNode": {"enabled": True, "size": 2, "tensorParallelSize": 8, "pipelineParallelSize": 2},
+}
+
+
+def nodes_with(**values: Object) -> Object:
+    return {**NODES, **{name: {**NODES.get(name, {}), **value} for name, value in values.items()}}
+
+
 REFUSED: list[tuple[Object, str]] = [
     ({"wokers": 2}, "additional properties 'wokers' not allowed"),
     ({"config": {"engine": {"max_num_seq": 2}}}, "additional properties 'max_num_seq' not allowed"),
@@ -277,6 +360,13 @@ REFUSED: list[tuple[Object, str]] = [
     ({"autoscaling": {"kind": "hpa", "minReplicas": 0}}, "needs keda"),
     ({"cache": {"type": "claim"}}, "a second pod on another would hang"),
     ({"gateway": {"httpRoute": {"enabled": True}}}, "parentRefs"),
+    (nodes_with(multiNode={"tensorParallelSize": 4}), "wants 8 GPUs, but 2 pods with gpu.count 8 have 16"),
+    (nodes_with(multiNode={"size": 1}), "minimum"),
+    (nodes_with(model={"source": "embedded", "claim": ""}), "the embedded model needs no second node"),
+    (nodes_with(config={"engine": {"engine": "core"}}), "config.engine.engine is the chart's own"),
+    (nodes_with(config={"engine": {"engines": 2}}), "take more replicas"),
+    (nodes_with(multiNode={"extraArgs": ["--node-rank=1"]}), "--node-rank=1 follows from multiNode or config"),
+    (nodes_with(multiNode={"sharedMemory": "64Gi"}), "leave room"),
     ({"gateway": {"inferencePool": {"enabled": True}}}, "endpointPicker"),
 ]
 

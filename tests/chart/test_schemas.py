@@ -22,7 +22,8 @@ from tests.chart.rendering import (
 pytestmark = needs_helm
 
 KUBERNETES = tuple(f"1.{minor}" for minor in range(30, 38))
-CRDS = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "InferencePool"}
+PUBLISHED = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute"}  # in npm packages
+CRDS = {*PUBLISHED, "InferencePool", "LeaderWorkerSet"}
 EVERYTHING_ELSE: Object = {
     "commonLabels": {"team": "chat"},
     "podLabels": {"tier": "gold"},
@@ -60,6 +61,7 @@ WAYS: dict[str, tuple[str | None, Object]] = {
     "defaults": (None, {}),
     "cpu": ("values-cpu.yaml", {}),
     "h100": ("values-h100.yaml", {}),
+    "nodes": ("values-nodes.yaml", {"multiNode": {"exclusiveTopology": "rack"}}),
     "everything else": (None, EVERYTHING_ELSE),
     "everything off": (None, EVERYTHING_OFF),
 }
@@ -68,6 +70,16 @@ WAYS: dict[str, tuple[str | None, Object]] = {
 def render_way(way: str, kubernetes: str = "1.35") -> list[Object]:
     file, values = WAYS[way]
     return render(values, "--api-versions", MONITORING_API, "--kube-version", kubernetes, file=file)
+
+
+def pods_of_groups(objects: list[Object]) -> list[Object]:
+    """Of every LeaderWorkerSet, as Kubernetes will see them."""
+    templates = [item["spec"]["leaderWorkerTemplate"] for item in objects if item["kind"] == "LeaderWorkerSet"]
+    return [
+        {"apiVersion": "v1", "kind": "Pod", **template[f"{role}Template"]}
+        for template in templates
+        for role in ("leader", "worker")
+    ]
 
 
 def test_helm_lints_the_chart_strictly() -> None:
@@ -81,7 +93,7 @@ def test_objects_satisfy_the_strict_schemas_of_every_kubernetes(way: str) -> Non
     for kubernetes in KUBERNETES:
         objects = render_way(way, kubernetes)
 
-        for item in objects:
+        for item in [*objects, *pods_of_groups(objects)]:
             if item["kind"] not in CRDS:
                 validator.validate(item, kubernetes, strict=True)
 
@@ -98,7 +110,7 @@ def test_an_image_volume_satisfies_the_schemas_that_have_it() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_custom_resources_satisfy_their_published_schemas(way: str) -> None:
-    published = [item for item in render_way(way) if item["kind"] in CRDS - {"InferencePool"}]
+    published = [item for item in render_way(way) if item["kind"] in PUBLISHED]
 
     assert crd_faults(published) == ""
 
@@ -121,6 +133,17 @@ def test_the_inference_pool_satisfies_its_api() -> None:
     (pool,) = [item for item in render_way("h100") if item["kind"] == "InferencePool"]
 
     jsonschema.validate(pool, schema)
+
+
+def test_the_leader_worker_set_satisfies_its_api() -> None:
+    jsonschema: Any = pytest.importorskip("jsonschema", reason="make chart-tools")
+    schema = json.loads((REPOSITORY / "charts" / "leaderworkerset.schema.json").read_text())
+    (group,) = [item for item in render_way("nodes") if item["kind"] == "LeaderWorkerSet"]
+
+    jsonschema.validate(group, schema)
+    group["spec"]["leaderWorkerTemplate"]["restartPolicy"] = "Always"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(group, schema)
 
 
 def test_every_kind_of_custom_resource_is_among_the_ways() -> None:
