@@ -13,20 +13,18 @@ from types import FrameType
 
 from config.model_folder import ModelFolder, ModelFolderError
 from config.settings import Settings
+from engine_core.attached import attached_metrics, attached_outbox
 from engine_core.batch_state import BatchState
 from engine_core.engine import Engine
 from engine_core.errors import CannotBoot
 from engine_core.grammar import GrammarCompiler
 from engine_core.intake import Intake
-from engine_core.metrics import EngineMetrics
 from engine_core.outbox import Outbox
 from engine_core.plan import Runner
 from engine_core.scheduler import Scheduler
 from engine_core.sim import build_sim_runner
-from ipc.doorbell import Doorbell
 from ipc.fleet_page import Cell, FleetPage, State
 from ipc.handles import EngineHandles
-from ipc.ring import RingWriter
 from ipc.segment import Segment
 from ipc.sockets import EngineSocket
 
@@ -56,10 +54,7 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     scheduler = Scheduler(
         state, runner.num_blocks, settings.engine.max_num_batched_tokens, settings.engine.priority_ageing_s
     )
-    outbox = Outbox(
-        [RingWriter(Segment.attach(fd).view) for fd in handles.ring_fds],
-        [Doorbell(fd) for fd in handles.doorbell_fds],
-    )
+    outbox = attached_outbox(handles)
     intake = Intake(
         scheduler,
         vocab_size=model.vocab_size,
@@ -86,13 +81,14 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
 
 def _run_vllm(settings: Settings, model: ModelFolder, handles: EngineHandles, stop: "_StopFlag") -> None:
     from engine_core.vllm import process as vllm  # nothing of it is another engine's
+    from engine_core.vllm.link import EngineGone
 
     try:
         vllm.run(settings, model, handles, stop)
     except CannotBoot as error:
         logger.error("engine cannot boot", extra={"engine": handles.index, "reason": str(error)})
         raise SystemExit(EXIT_CANNOT_BOOT) from None
-    except vllm.EngineGone as error:
+    except EngineGone as error:
         logger.error("engine lost", extra={"engine": handles.index, "reason": str(error)})
         raise SystemExit(EXIT_ENGINE_GONE) from None
 
@@ -182,11 +178,7 @@ def _build_engine(
         runner=runner,
         outbox=outbox,
         cell=cell,
-        metrics=EngineMetrics(
-            Segment.attach(handles.metrics_fd).view,
-            model_name=model.name,
-            engine=handles.index,
-            block_size=settings.engine.block_size,
-            num_blocks=runner.num_blocks,
+        metrics=attached_metrics(
+            handles, model_name=model.name, block_size=settings.engine.block_size, num_blocks=runner.num_blocks
         ),
     )

@@ -150,7 +150,12 @@ class Bridge:
             self._wire.add(
                 request_id,
                 array("I", ids).tolist(),
-                sampling_fields(request.sampling, self._eos_token_ids, num_delivered=num_delivered),
+                sampling_fields(
+                    request.sampling,
+                    self._eos_token_ids,
+                    num_delivered=num_delivered,
+                    is_cached=bool(request.block_hashes),
+                ),
                 priority=request.priority,
                 cache_salt=request.block_hashes[:HASH_BYTES].hex() or None,  # equal for equal salts and first blocks
             )

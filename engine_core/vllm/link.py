@@ -54,7 +54,7 @@ class EngineLink:
     def shake_hands(self, on_wait: Callable[[], None]) -> Facts:
         """Wait for an engine core to be ready; `on_wait` is called several times a second and may raise. Raises EngineGone
         when it says something else than the protocol has."""
-        identity, _ = self._hello("HELLO", on_wait)
+        identity = self._hello("HELLO", on_wait)
         addresses = {
             "inputs": [self._input.getsockopt_string(zmq.LAST_ENDPOINT)],
             "outputs": [self.output.getsockopt_string(zmq.LAST_ENDPOINT)],
@@ -102,8 +102,8 @@ class EngineLink:
         socket.bind(endpoint)
         return socket
 
-    def _hello(self, status: str, on_wait: Callable[[], None]) -> tuple[bytes, Hello]:
-        """The next word of the handshake, which must be this one."""
+    def _hello(self, status: str, on_wait: Callable[[], None]) -> bytes:
+        """The next word of the handshake, which must be this one; who said it."""
         _wait(self._handshake, on_wait)
         identity, payload = self._handshake.recv_multipart()
         try:
@@ -112,7 +112,7 @@ class EngineLink:
             raise EngineGone(f"vLLM's {status} is not understood: {error}") from None
         if hello.status != status:
             raise EngineGone(f"vLLM said {hello.status} where {status} was expected")
-        return identity, hello
+        return identity
 
 
 def _wait(socket: "zmq.Socket[bytes]", on_wait: Callable[[], None]) -> None:

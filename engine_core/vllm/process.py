@@ -15,18 +15,15 @@ import zmq
 
 from config.model_folder import ModelFolder
 from config.settings import EngineSettings, Settings
+from engine_core.attached import attached_metrics, attached_outbox
 from engine_core.errors import CannotBoot
-from engine_core.metrics import EngineMetrics
-from engine_core.outbox import Outbox
 from engine_core.vllm.bridge import Bridge
 from engine_core.vllm.layouts import UnknownVersion, layout_of
-from engine_core.vllm.link import EngineGone, EngineLink, Facts
+from engine_core.vllm.link import EngineLink, Facts
 from engine_core.vllm.server import HeadlessServer
 from engine_core.vllm.wire import Wire
-from ipc.doorbell import Doorbell
 from ipc.fleet_page import Cell, FleetPage, State
 from ipc.handles import EngineHandles
-from ipc.ring import RingWriter
 from ipc.segment import Segment
 from ipc.sockets import EngineSocket
 
@@ -73,10 +70,7 @@ def _serve(
     logger.info("waiting for vLLM", extra={"engine": handles.index, "handshake": link.handshake_endpoint})
     facts = link.shake_hands(on_wait)
     wire = _wire(settings.engine, model, facts)
-    outbox = Outbox(
-        [RingWriter(Segment.attach(fd).view) for fd in handles.ring_fds],
-        [Doorbell(fd) for fd in handles.doorbell_fds],
-    )
+    outbox = attached_outbox(handles)
     bridge: Bridge | None = None
     socket = EngineSocket(
         handles.broker_endpoint, handles.index, handles.generation, lambda: bridge.stream_ids if bridge else ()
@@ -89,12 +83,8 @@ def _serve(
         wire=wire,
         outbox=outbox,
         cell=cell,
-        metrics=EngineMetrics(
-            Segment.attach(handles.metrics_fd).view,
-            model_name=model.name,
-            engine=handles.index,
-            block_size=facts.block_size,
-            num_blocks=facts.num_gpu_blocks,
+        metrics=attached_metrics(
+            handles, model_name=model.name, block_size=facts.block_size, num_blocks=facts.num_gpu_blocks
         ),
         eos_token_ids=model.eos_token_ids,
         step_timeout_s=settings.ops.engine_step_timeout_s,
@@ -152,7 +142,11 @@ def _wire(settings: EngineSettings, model: ModelFolder, facts: Facts) -> Wire:
             f"vLLM takes sequences of {facts.max_model_len} tokens, this fleet promises {model.max_model_len}: "
             f"give it --max-model-len {facts.max_model_len}"
         )
+    if (
+        facts.block_size < settings.block_size
+    ):  # else prompts of other salts could share what is shorter than a block here
+        raise CannotBoot(
+            f"vLLM's KV blocks have {facts.block_size} tokens, --block-size is {settings.block_size}: lower it to "
+            f"{facts.block_size}"
+        )
     return Wire(layout)
-
-
-__all__ = ["EngineGone", "run"]

@@ -5,6 +5,7 @@ What vLLM says of a request's parameters is in `vllm/sampling_params.py`; they t
 
 import time
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -24,14 +25,20 @@ _NIL = Raw(b"\xc0")
 _RAW_VIEW = 3  # MessagePack extension: the bytes of a small array
 
 
-class FinishReason:
-    """vLLM's numbers."""
+class FinishReason(IntEnum):
+    """vLLM's numbers, here and below."""
 
-    STOP, LENGTH, ABORT, ERROR, REPETITION = range(5)
+    STOP = 0
+    LENGTH = 1
+    ABORT = 2
+    ERROR = 3
+    REPETITION = 4
 
 
-class EventType:
-    QUEUED, SCHEDULED, PREEMPTED = 1, 2, 3
+class EventType(IntEnum):
+    QUEUED = 1
+    SCHEDULED = 2
+    PREEMPTED = 3
 
 
 class Event(Struct):
@@ -146,9 +153,10 @@ def _reader(
 
 
 def sampling_fields(
-    sampling: SamplingParams, eos_token_ids: Sequence[int], *, num_delivered: int = 0
+    sampling: SamplingParams, eos_token_ids: Sequence[int], *, num_delivered: int = 0, is_cached: bool = True
 ) -> dict[str, Any]:  # Any: parameters by name
-    """vLLM's SamplingParams for what is left of a request once so many tokens are delivered."""
+    """vLLM's SamplingParams for what is left of a request once so many tokens are delivered. Not `is_cached`: nothing of it
+    may come from the prefix cache."""
     first_eos, *more_eos = eos_token_ids or (None,)
     stop_ids = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(more_eos))
     all_stop_ids = stop_ids | ({first_eos} if first_eos is not None and not sampling.ignore_eos else set())
@@ -173,6 +181,8 @@ def sampling_fields(
         fields["_eos_token_id"] = first_eos
     if sampling.temperature < 1e-5:
         fields |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}  # as vLLM's own front end
+    if not is_cached:
+        fields["skip_reading_prefix_cache"] = True
     if sampling.logit_bias:
         fields["logit_bias"] = dict(sampling.logit_bias)
     if sampling.allowed_token_ids:

@@ -44,10 +44,10 @@ def counts_of(process: "subprocess.Popen[str]") -> dict[str, int]:
     return counts
 
 
-def fleet_at(port: int, tmp_path: Path, model_folder: Path) -> Fleet:
+def fleet_at(port: int, tmp_path: Path, model_folder: Path, *flags: str) -> Fleet:
     return Fleet(
         tmp_path / "fleet.log", str(model_folder), "--workers", "2", "--engine", "vllm",
-        "--vllm-handshake", f"tcp://127.0.0.1:{port}",
+        "--vllm-handshake", f"tcp://127.0.0.1:{port}", *flags,
     )  # fmt: skip
 
 
@@ -112,6 +112,15 @@ def test_an_unknown_version_stops_the_start_with_a_reason(tmp_path: Path, model_
     with engine_core(port, tmp_path, "--version", "0.99.1"), fleet.started():
         assert fleet.process.wait(60) != 0
         assert "vLLM 0.99.1 is not known" in fleet.log and "--vllm-version" in fleet.log
+
+
+def test_smaller_blocks_than_the_fleets_stop_the_start_with_a_reason(tmp_path: Path, model_folder: Path) -> None:
+    """A salt is told to vLLM by the first block: what is shorter must not be shared there."""
+    port = free_port()
+    fleet = fleet_at(port, tmp_path, model_folder, "--block-size", "32")
+    with engine_core(port, tmp_path), fleet.started():
+        assert fleet.process.wait(60) != 0
+        assert "KV blocks have 16 tokens" in fleet.log and "--block-size" in fleet.log
 
 
 @pytest.mark.parametrize(

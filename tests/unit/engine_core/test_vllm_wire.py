@@ -102,6 +102,13 @@ def test_ignored_ends_are_told_nothing_of() -> None:
     assert "_eos_token_id" not in fields and fields["stop_token_ids"] == fields["_all_stop_token_ids"] == [9]
 
 
+def test_a_request_without_block_hashes_reads_nothing_from_the_prefix_cache() -> None:
+    sampling = SamplingParams(max_tokens=9)
+
+    assert "skip_reading_prefix_cache" not in sampling_fields(sampling, EOS)
+    assert sampling_fields(sampling, EOS, is_cached=False)["skip_reading_prefix_cache"] is True
+
+
 def test_a_greedy_request_has_vllms_form_of_greedy() -> None:
     fields = sampling_fields(SamplingParams(max_tokens=9, temperature=0.0, top_p=0.5, top_k=3, min_p=0.1), EOS)
 
