@@ -1,7 +1,6 @@
 """The page at / in a real Chromium, before a real fleet."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,18 +10,9 @@ import pytest
 
 from tests.integration.fleet import Fleet
 
-sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.ops
 
 FLAGS = ("--engine", "sim", "--sim-step-ms", "20", "--workers", "2")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:  # Any: playwright is not installed where this is type checked
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -1,13 +1,10 @@
 """README's pictures as Chromium draws them: nothing leaves its panel or lies on something else."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.ops
 
 PICTURES = sorted((Path(__file__).parents[2] / "ops" / "pictures").glob("tokenfleet-*.svg"))
@@ -21,14 +18,6 @@ BOXES_OF_PANELS = (
 )
 
 Box = dict[str, Any]  # Any: a text and numbers
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:  # Any: playwright is not installed where this is type checked
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.stem)

@@ -63,6 +63,14 @@ class Server:
         await connection.settle()
         return connection
 
+    async def connect_and_pause(self) -> Connection:
+        """A client that has got Hello and reads no more."""
+        connection = await self.connect()
+        self.worker.step([1], [HELLO])
+        await connection.settle()
+        connection.pause()
+        return connection
+
 
 def texts(generation: GenerationRequest) -> list[TextStream]:
     return [
@@ -290,10 +298,7 @@ def test_a_stop_string_ends_the_text_stops_the_engine_and_waits_for_its_counts()
 def test_a_paused_client_gets_everything_when_it_reads_again() -> None:
     async def client() -> None:
         server = Server()
-        connection = await server.connect()
-        server.worker.step([1], [HELLO])
-        await connection.settle()
-        connection.pause()
+        connection = await server.connect_and_pause()
         written = len(connection.received)
 
         for token in (COMMA, WORLD):
@@ -313,10 +318,7 @@ def test_a_paused_client_gets_everything_when_it_reads_again() -> None:
 def test_a_long_text_that_waited_for_its_client_comes_whole() -> None:
     async def client() -> None:
         server = Server()
-        connection = await server.connect()
-        server.worker.step([1], [HELLO])
-        await connection.settle()
-        connection.pause()
+        connection = await server.connect_and_pause()
 
         for _ in range(NUM_HELD_LOOSELY + 20):
             server.worker.step([1], [COMMA])
@@ -351,10 +353,7 @@ def test_a_client_that_stops_reading_at_the_opening_event_gets_no_more_until_it_
 def test_a_client_that_never_reads_is_cut_at_the_bound_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     async def client() -> None:
         server = Server()
-        connection = await server.connect()
-        server.worker.step([1], [HELLO])
-        await connection.settle()
-        connection.pause()
+        connection = await server.connect_and_pause()
 
         for _ in range(101):
             server.worker.step([1], [COMMA])
