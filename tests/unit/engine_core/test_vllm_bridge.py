@@ -1,0 +1,240 @@
+"""The bridge between a broker and an engine core that are both the test: what each output becomes in the workers' rings."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+
+from engine_core.metrics import EngineMetrics
+from engine_core.outbox import Outbox
+from engine_core.vllm.bridge import Bridge
+from engine_core.vllm.layouts import LAYOUTS
+from engine_core.vllm.link import EngineGone
+from engine_core.vllm.wire import ENGINE_CORE_DEAD, FinishReason, Wire
+from ipc.fleet_page import FleetPage
+from ipc.messages import Abort, AbortWorker, Generate, Progress, Resume, SamplingParams, make_stream_id
+from ipc.metrics_page import create_metrics_segment
+from ipc.record import NO_STOP_TOKEN, FailureCode, FinishCode, StepRecord, unpack_record
+from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
+from ipc.sockets import Inbound
+
+LAYOUT = LAYOUTS["0.33"]
+EOS = 2
+RING_BYTES = 1 << 16
+
+
+class Core:
+    """vLLM's side of an EngineLink."""
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        self.output, self._push = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+        self.output.bind("inproc://output")
+        self._push.connect("inproc://output")
+        self.requests: list[dict[str, Any]] = []
+        self.aborted: list[str] = []
+
+    def add(self, frame: bytes) -> None:
+        self.requests.append(dict(zip(LAYOUT.request, msgspec.msgpack.decode(frame), strict=False)))
+
+    def abort(self, frame: bytes) -> None:
+        self.aborted += msgspec.msgpack.decode(frame)
+
+    def check(self) -> None:
+        pass
+
+    def receive(self) -> Iterator[list[bytes]]:
+        while self.output.poll(0):
+            yield self.output.recv_multipart()
+
+    def gives(self, *outputs: list[Any], at_s: float = 10.0, frames: tuple[bytes, ...] = ()) -> None:
+        self._push.send_multipart([msgspec.msgpack.encode([0, outputs, None, at_s]), *frames])
+
+    def dies(self) -> None:
+        self._push.send(ENGINE_CORE_DEAD)
+
+
+class Broker:
+    """The broker's side of an EngineSocket."""
+
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        self.pollable = context.socket(zmq.PULL)
+        self.inbox: list[Inbound] = []
+        self.progress: list[Progress] = []
+
+    def receive(self, timeout_ms: int) -> list[Inbound]:
+        received, self.inbox = self.inbox, []
+        return received
+
+    def send(self, message: Progress) -> None:
+        self.progress.append(message)
+
+
+class SilentBell:
+    def ring(self) -> None:
+        pass
+
+
+class Rig:
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+        self.core, self.broker = Core(context), Broker(context)
+        view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
+        format_ring(view, RING_BYTES)
+        self._reader = RingReader(view, 1)
+        self._keep = FleetPage.create_segment(1, 1), create_metrics_segment("engine")
+        page, metrics = self._keep
+        self.bridge = Bridge(
+            index=0, generation=1,
+            socket=self.broker, link=self.core,  # type: ignore[arg-type]
+            wire=Wire(LAYOUT), outbox=Outbox([RingWriter(view)], [SilentBell()]), cell=FleetPage(page.view).engines[0],
+            metrics=EngineMetrics(metrics.view, model_name="m", engine=0, block_size=16, num_blocks=9),
+            eos_token_ids=(EOS,), step_timeout_s=60.0,
+        )  # fmt: skip
+
+    def send(self, message: Generate | Resume | Abort | AbortWorker, *ids: int) -> None:
+        self.broker.inbox.append(Inbound(message, np.array(ids, "<u4").tobytes()))
+        self.look()
+
+    def ask(self, number: int = 1, **fields: Any) -> str:
+        """The id by which vLLM knows it."""
+        sampling = SamplingParams(**{"max_tokens": 9, "temperature": 0.0, **fields.pop("sampling", {})})
+        stream_id = make_stream_id(0, 1, number)
+        self.send(Generate(stream_id=stream_id, request_id="r", sampling=sampling, **fields), 5, 6, 7)
+        return f"{stream_id:x}"
+
+    def look(self) -> None:
+        self.bridge._looked_s = 0.0  # as if it had not looked for long
+        self.bridge.turn()
+
+    def records(self) -> StepRecord:
+        """What one turn publishes, as one."""
+        self.look()
+        whole = StepRecord([], [], [], [], [], [], [])
+        for payload in self._reader.poll():
+            record = unpack_record(payload)
+            for name in record.__struct_fields__:
+                getattr(whole, name).extend(getattr(record, name))
+        self._reader.release()
+        return whole
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    monkeypatch.setattr("engine_core.vllm.bridge.IDLE_MS", 1)  # the broker's messages do not wake it here
+    context = zmq.Context()
+    rig = Rig(context)
+    yield rig
+    context.destroy(linger=0)
+
+
+def test_tokens_come_in_order_and_the_one_that_stopped_stands_in_the_finish_alone(rig: Rig) -> None:
+    name = rig.ask()
+    rig.core.gives([name, [11]], at_s=10.5)
+    rig.core.gives([name, [12, EOS], None, None, None, FinishReason.STOP], at_s=11.0)
+
+    record = rig.records()
+
+    assert (record.streams, record.tokens) == ([1, 1], [11, 12])
+    [finish] = record.finishes
+    assert (finish.code, finish.stop_token_id, finish.num_output_tokens) == (FinishCode.STOP, EOS, 3)
+    assert (finish.num_prompt_tokens, finish.decode_us) == (3, 500_000)
+    assert rig.broker.progress[-1].ended and rig.bridge.stream_ids == []
+
+
+def test_the_last_token_of_a_full_length_is_output(rig: Rig) -> None:
+    name = rig.ask()
+    events = [{"type": 1, "timestamp": 9.0}, {"type": 2, "timestamp": 9.5}, {"type": 3, "timestamp": 9.6}]
+    prefill = {"num_cached_tokens": 2}
+    rig.core.gives([name, [11], None, None, None, FinishReason.LENGTH, None, events, None, None, None, prefill])
+
+    record = rig.records()
+
+    [finish] = record.finishes
+    assert record.tokens == [11] and (finish.code, finish.stop_token_id) == (FinishCode.LENGTH, NO_STOP_TOKEN)
+    assert (finish.queue_us, finish.prefill_us, finish.num_cached_tokens) == (500_000, 500_000, 2)
+    assert finish.num_preemptions == 1
+
+
+def test_a_whole_answer_comes_once(rig: Rig) -> None:
+    name = rig.ask(is_streaming=False)
+    rig.core.gives([name, [11]])
+    assert rig.records().tokens == []
+    rig.core.gives([name, [12], None, None, None, FinishReason.LENGTH])
+
+    record = rig.records()
+
+    assert record.bulks == [(1, [11, 12])] and record.tokens == [] and len(record.finishes) == 1
+
+
+def test_scores_are_of_every_token_the_stop_included(rig: Rig) -> None:
+    name = rig.ask(sampling={"num_logprobs": 1})
+    ids, logprobs = np.array([[11, 11], [EOS, 3]], np.int32), np.array([[-0.1, -0.1], [-2.0, -1.0]], np.float32)
+    encoded = [["<i4", [2, 2], 1], ["<f4", [2, 2], 2], ["<i4", [2], 3], None]
+    frames = ids.tobytes(), logprobs.tobytes(), np.array([1, 4], np.int32).tobytes()
+    rig.core.gives([name, [11, EOS], encoded, None, None, FinishReason.STOP], frames=frames)
+
+    record = rig.records()
+
+    assert [(s.token, s.is_stop, s.rank, s.ids) for s in record.scored] == [(11, False, 1, [11]), (EOS, True, 4, [3])]
+    assert record.tokens == [] and record.finishes[0].stop_token_id == EOS
+
+
+def test_an_error_of_vllms_fails_its_request_alone(rig: Rig) -> None:
+    failing, other = rig.ask(1), rig.ask(2)
+    rig.core.gives([failing, [], None, None, None, FinishReason.ERROR], [other, [11]])
+
+    record = rig.records()
+
+    assert [(f.stream, f.code) for f in record.failures] == [(1, FailureCode.INTERNAL)]
+    assert (record.streams, record.tokens) == ([2], [11])
+
+
+def test_what_nobody_wants_is_aborted_and_nothing_more_of_it_comes(rig: Rig) -> None:
+    silent, counted, orphan = rig.ask(1), rig.ask(2), rig.ask(3)
+    rig.send(Abort(stream_id=make_stream_id(0, 1, 1)))
+    rig.send(Abort(stream_id=make_stream_id(0, 1, 2), wants_finish=True))
+    rig.send(AbortWorker(slot=0, generation=2))
+    rig.core.gives(*([name, [11]] for name in (silent, counted, orphan)))
+
+    record = rig.records()
+
+    assert rig.core.aborted == [silent, counted, orphan] and record.tokens == []
+    assert [(f.stream, f.code) for f in record.finishes] == [(2, FinishCode.ABORT)]
+
+
+def test_a_request_that_has_no_token_by_its_deadline_fails_and_one_that_has_goes_on(rig: Rig) -> None:
+    deadline_s = time.monotonic() + 0.05
+    late, started = rig.ask(1, deadline_s=deadline_s), rig.ask(2, deadline_s=deadline_s)
+    rig.core.gives([started, [11]])
+    rig.look()
+    time.sleep(0.06)
+
+    assert [(f.stream, f.code) for f in rig.records().failures] == [(1, FailureCode.DEADLINE)]
+    assert rig.core.aborted == [late] and len(rig.bridge.stream_ids) == 1
+
+
+def test_a_greedy_request_goes_on_behind_what_was_delivered(rig: Rig) -> None:
+    lost = Generate(stream_id=1, request_id="r", sampling=SamplingParams(max_tokens=9, temperature=0.0))
+    rig.send(Resume(stream_id=make_stream_id(0, 1, 4), request=lost, num_output_tokens=2), 5, 6, 7, 11, 12)
+    [request] = rig.core.requests
+    rig.core.gives([request["request_id"], [13], None, None, None, FinishReason.LENGTH])
+
+    record = rig.records()
+
+    assert request["prompt_token_ids"] == [5, 6, 7, 11, 12] and request["sampling_params"]["max_tokens"] == 7
+    [finish] = record.finishes
+    assert record.tokens == [13] and (finish.num_prompt_tokens, finish.num_output_tokens) == (3, 3)
+
+
+def test_a_dead_or_silent_engine_core_ends_the_process(rig: Rig) -> None:
+    rig.ask()
+    rig.bridge._last_step_s -= 61
+    with pytest.raises(EngineGone, match="gave nothing for 60 s"):
+        rig.look()
+    rig.bridge._last_step_s += 61
+    rig.core.dies()
+    with pytest.raises(EngineGone, match="died"):
+        rig.look()
