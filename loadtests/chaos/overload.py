@@ -3,8 +3,9 @@
     python -m loadtests.chaos.overload [--seconds 60] [--out FILE.md]
 
 Offered means: requests are sent at their time, whatever became of those before (an open loop). The queue is as short as it
-can be, so what is admitted starts at once and all the rest is told when to come back. A second part shares a small
-queue between keys that ask for very different amounts.
+can be, so what is admitted starts at once and all the rest is told when to come back. Where a loss comes from is told by
+the engine: steps that it made in the time it had, and sequences in each. A second part shares a small queue between
+keys that ask for very different amounts.
 """
 
 import argparse
@@ -12,8 +13,9 @@ import asyncio
 import itertools
 import statistics
 import tempfile
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ MAX_NUM_SEQS = 16
 NUM_TOKENS = 50
 STEP_MS = 20
 CAPACITY_PER_S = MAX_NUM_SEQS / ((NUM_TOKENS + 1) * STEP_MS / 1000)  # one more step to notice the end and refill
+RAMP_S = 2.0  # the first batch fills and ends
 FLAGS = ("--max-num-seqs", str(MAX_NUM_SEQS), "--sim-step-ms", str(STEP_MS), "--log-level", "warning")
 
 
@@ -35,6 +38,8 @@ class Result:
     offered_per_s: float
     seconds: float
     seen: list[Seen]
+    steps_per_s: float = 0.0  # of the engine, behind the ramp
+    tokens_per_step: float = 0.0
 
     @property
     def finished(self) -> list[Seen]:
@@ -42,9 +47,10 @@ class Result:
 
     @property
     def finished_per_s(self) -> float:
-        """Of those that ended while the load was on."""
-        until_s = min(one.sent_at_s for one in self.seen) + self.seconds
-        return sum(one.ended_at_s <= until_s for one in self.finished) / self.seconds
+        """While the load was on and behind the ramp: nothing can end before the first has run its length."""
+        started_s, ramp_s = min(one.sent_at_s for one in self.seen), ramp_of(self.seconds)
+        ends_s = [one.ended_at_s - started_s for one in self.finished]
+        return sum(ramp_s < end_s <= self.seconds for end_s in ends_s) / (self.seconds - ramp_s)
 
     def ttft_ms(self, quantile: float) -> float:
         return quantile_of([one.ttft_s * 1e3 for one in self.finished], quantile)
@@ -54,9 +60,42 @@ class Result:
         return ", ".join(f"{count} {ending}" for ending, count in sorted(Counter(s.ending for s in self.seen).items()))
 
 
+def ramp_of(seconds: float) -> float:
+    return min(RAMP_S, seconds / 2)
+
+
 def quantile_of(values: list[float], quantile: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the engine has done so far."""
+
+    at_s: float
+    num_steps: float
+    num_tokens: float
+
+
+def work_of(fleet: SimFleet) -> Work:
+    num_steps = fleet.metric("tokenfleet:engine_step_seconds_count")
+    return Work(time.monotonic(), num_steps, fleet.metric("tokenfleet:engine_tokens_total"))
+
+
+async def offer_and_look(fleet: SimFleet, per_s: float, seconds: float) -> Result:
+    """As `offer`, with the engine's steps from the end of the ramp to the end of the offers."""
+    offering = asyncio.create_task(offer(fleet.port, per_s, seconds))
+    await asyncio.sleep(ramp_of(seconds))
+    before = await asyncio.to_thread(work_of, fleet)
+    await asyncio.sleep(seconds - ramp_of(seconds))
+    after = await asyncio.to_thread(work_of, fleet)
+    num_steps = after.num_steps - before.num_steps
+    return replace(
+        await offering,
+        steps_per_s=num_steps / (after.at_s - before.at_s),
+        tokens_per_step=(after.num_tokens - before.num_tokens) / num_steps,
+    )
 
 
 async def offer(port: int, per_s: float, seconds: float, *, key: str | None = None) -> Result:
@@ -100,8 +139,8 @@ def measure_overload(seconds: float, log_path: Path) -> tuple[Result, Result]:
     """At 0.8 times the capacity, then at ten times."""
     with SimFleet(log_path, *FLAGS, "--max-num-queued-reqs", "0") as fleet:
         asyncio.run(offer(fleet.port, 0.5 * CAPACITY_PER_S, 2.0))
-        calm = asyncio.run(offer(fleet.port, 0.8 * CAPACITY_PER_S, seconds))
-        return calm, asyncio.run(offer(fleet.port, 10 * CAPACITY_PER_S, seconds))
+        calm = asyncio.run(offer_and_look(fleet, 0.8 * CAPACITY_PER_S, seconds))
+        return calm, asyncio.run(offer_and_look(fleet, 10 * CAPACITY_PER_S, seconds))
 
 
 def measure_fairness(seconds: float, log_path: Path) -> dict[str, Result]:
@@ -130,11 +169,12 @@ def report(calm: Result, flood: Result, shares: dict[str, Result]) -> str:
     rows = [
         [
             f"{result.offered_per_s / CAPACITY_PER_S:.1f}", f"{result.finished_per_s / CAPACITY_PER_S:.3f}",
-            f"{result.ttft_ms(0.5):.0f}", f"{result.ttft_ms(0.99):.0f}", result.endings,
+            f"{result.ttft_ms(0.5):.0f}", f"{result.ttft_ms(0.99):.0f}", f"{result.steps_per_s:.1f}",
+            f"{result.tokens_per_step:.1f}", result.endings,
         ]
         for result in (calm, flood)
     ]  # fmt: skip
-    head = ["load / capacity", "goodput / capacity", "TTFT p50 ms", "TTFT p99 ms", "requests"]
+    head = ["load / capacity", "goodput / capacity", "TTFT p50 ms", "TTFT p99 ms", "steps/s", "tokens/step", "requests"]
     key_rows = [
         [key, f"{r.offered_per_s / CAPACITY_PER_S:.1f}", f"{r.finished_per_s / CAPACITY_PER_S:.3f}", r.endings]
         for key, r in shares.items()
@@ -147,6 +187,7 @@ def report(calm: Result, flood: Result, shares: dict[str, Result]) -> str:
             f"`python -m loadtests.chaos.overload --seconds {calm.seconds:g}`; {machine()}.",
             f"Capacity {CAPACITY_PER_S:.1f} requests a second: {MAX_NUM_SEQS} sequences of {NUM_TOKENS} tokens, "
             f"a step every {STEP_MS} ms.", "",
+            f"Goodput and the engine's work are those behind the first {RAMP_S:g} s, in which one batch fills and ends.", "",
             table(head, rows),
             f"Every refusal said when to come back: Retry-After {min(waits, default=0):.0f} to {max(waits, default=0):.0f} s.",
             "", "Four keys at one fleet, a queue of 64:", "",

@@ -179,7 +179,8 @@ def report(result: Result, plot: Path | None) -> str:
     return "\n".join(
         [
             "# Soak", "",
-            f"{result.seconds:g} s of mixed load by {result.concurrency} clients, sim engine, 2 workers; {machine()}. "
+            f"`python -m loadtests.chaos.soak --seconds {result.seconds:g}`: mixed load by {result.concurrency} clients, "
+            f"sim engine, 2 workers; {machine()}. "
             f"The table has the samples behind the first {WARM_SHARE:.0%} of the time.", "",
             table(["", "least", "median", "most", "slope per hour"], rows),
             f"{sum(result.endings.values())} requests: {endings}.", "",

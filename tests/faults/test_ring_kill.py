@@ -1,4 +1,4 @@
-"""Writer and reader processes killed at random instructions: what is read is always a prefix of what was published."""
+"""Writer and reader processes killed at random instructions: what is read is what was published, in order, and for whom."""
 
 import os
 import random
@@ -33,10 +33,18 @@ def write_forever(view: memoryview, seed: int) -> None:
         writer.try_publish(words.to_bytes(4, "little") * words, 1)
 
 
-def read_forever(view: memoryview, generation: int) -> None:
+def read_forever(view: memoryview, generation: int, verdict: memoryview) -> None:
+    """Each payload says for whom it is, then its number, then the same again. `verdict`: records read, records wrong."""
     reader = RingReader(view, generation)
+    expected = None
     while True:
-        reader.poll()
+        for payload in reader.poll():
+            words = payload.cast("Q").tolist()
+            number = words[1]
+            is_whole = words == [generation, number] * (len(words) // 2)
+            verdict[0] += 1
+            verdict[1] += not (is_whole and expected in (None, number))
+            expected = number + 1
         reader.release()
 
 
@@ -62,18 +70,22 @@ def test_killed_writers_never_leave_a_torn_record() -> None:
     assert num_read > ROUNDS
 
 
-def test_killed_readers_never_stop_the_writer() -> None:
-    segment = Segment.create("test-ring", ring_segment_bytes(CAPACITY))
+def test_killed_readers_never_stop_the_writer_and_their_successors_read_what_is_theirs_in_order() -> None:
+    segment, result = Segment.create("test-ring", ring_segment_bytes(CAPACITY)), Segment.create("verdict", 16)
     format_ring(segment.view, CAPACITY)
-    writer = RingWriter(segment.view)
+    writer, verdict = RingWriter(segment.view), result.view.cast("Q")
+    number = 0
 
     for generation in range(1, ROUNDS + 1):
-        pid = spawn(read_forever, segment.view, generation)
-        deadline = time.monotonic() + random.Random(generation).uniform(0.0005, 0.004)
+        pid, draw = spawn(read_forever, segment.view, generation, verdict), random.Random(generation)
+        deadline = time.monotonic() + draw.uniform(0.0005, 0.004)
         while time.monotonic() < deadline:
-            writer.try_publish(b"word" * 50, generation)
+            reader_generation = writer.reader_generation
+            payload = b"".join(word.to_bytes(8, "little") for word in (reader_generation, number))
+            number += writer.try_publish(payload * draw.randrange(1, 50), reader_generation)
         kill(pid)
 
+    assert verdict[1] == 0 and verdict[0] > ROUNDS
     reader = RingReader(segment.view, ROUNDS + 1)
     assert writer.try_publish(b"alive", ROUNDS + 1)
     assert [bytes(payload) for payload in reader.poll()] == [b"alive"]
