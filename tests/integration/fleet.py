@@ -63,7 +63,8 @@ class Fleet:
                 self.kill()
 
     def _start(self) -> None:
-        with self.log_path.open("wb") as log:
+        self.log_path.unlink(missing_ok=True)
+        with self.log_path.open("ab") as log:  # a test may write into it too: nobody overwrites anybody
             self.process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT, env=environment())
 
     def __exit__(self, *_: object) -> None:
