@@ -26,9 +26,11 @@ from apiserver.routes.health import (
     is_live,
     is_ready,
 )
+from apiserver.routes.inference import Generate
 from apiserver.routes.messages import CountTokens, Messages
 from apiserver.routes.models import Models
 from apiserver.routes.pages import OpenApi, StaticPage
+from apiserver.routes.render import RenderChat, RenderCompletion
 from apiserver.routes.responses import CancelResponse, Responses, StoredResponses
 from apiserver.routes.tokenize import Detokenize, Tokenize
 from apiserver.services import Services
@@ -65,7 +67,9 @@ def routes_of(services: Services) -> list[Route]:
     describe = partial(document, routes, title="tokenfleet", version=installed_version(), has_keys=has_keys)
     routes += [
         Route("/v1/chat/completions", ChatCompletions(services, prompts), methods=["POST"]),
+        Route("/v1/chat/completions/render", RenderChat(services, prompts), methods=["POST"]),
         Route("/v1/completions", Completions(services, prompts), methods=["POST"]),
+        Route("/v1/completions/render", RenderCompletion(services, prompts), methods=["POST"]),
         Route("/v1/messages", Messages(services, prompts), methods=["POST"]),
         Route("/v1/messages/count_tokens", CountTokens(services, prompts), methods=["POST"]),
         Route("/v1/responses", Responses(services, prompts), methods=["POST"]),
@@ -74,6 +78,7 @@ def routes_of(services: Services) -> list[Route]:
         Route("/v1/embeddings", Embeddings(services, prompts), methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", models, methods=["GET"]),
+        Route("/inference/v1/generate", Generate(services), methods=["POST"]),
         Route("/tokenize", Tokenize(services, prompts), methods=["POST"]),
         Route("/detokenize", Detokenize(services, prompts), methods=["POST"]),
         Route("/health", ready, methods=["GET"]),

@@ -353,9 +353,10 @@ async def collect(
     metrics: WorkerMetrics,
     scope: Scope,
     receive: Receive,
+    kind: type[CollectedChoice] = CollectedChoice,
 ) -> list[CollectedChoice] | None:
     """All choices, ended; None when the client left meanwhile. Raises ApiError when one failed."""
-    collection = _Collection(texts, client, metrics, EmbeddedChoice if request.pooling else CollectedChoice)
+    collection = _Collection(texts, client, metrics, EmbeddedChoice if request.pooling else kind)
     writer = _writer_of(scope, receive, _send_nothing)
     writer.listen(collection)
     try:

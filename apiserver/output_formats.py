@@ -1,7 +1,8 @@
 """What one worker knows of its model's answers: which parser a request gets, if any."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 from apiserver.answer_parser import AnswerParser
 from apiserver.chat_messages import template_variables
@@ -44,7 +45,7 @@ class OutputFormats:
         use = tool_use_or_none(request)
         style = self._reasoning
         phase = Phase.ANSWERING if style is None else _phase(style, request, prompt)
-        thinking = self._thinking_or_none(request, style, phase)
+        thinking = self._thinking_or_none(request.thinking_token_budget, phase)
         if use is not None:
             return self._format_with_calls(request, use, style, phase, thinking)
         if style is None or phase is Phase.ANSWERING:
@@ -95,10 +96,22 @@ class OutputFormats:
             )
         return partial(self._calls, use.schemas)
 
-    def _thinking_or_none(self, request: ChatRequest, style: ReasoningStyle | None, phase: Phase) -> Thinking | None:
+    def has_ended_reasoning(self, request: ChatRequest, prompt: str) -> bool | None:
+        """Whether the answer to a rendered chat begins behind the reasoning. None: that is up to the model."""
+        phase = None if self._reasoning is None else _phase(self._reasoning, request, prompt)
+        return None if phase in (None, Phase.UNDECIDED) else phase is Phase.ANSWERING
+
+    def thinking_after(self, prompt: str, max_tokens: int | None, variables: Mapping[str, Any]) -> Thinking | None:
+        """Of an answer to a prompt that is known by its tokens; `variables` are those its template was given. Raises
+        InvalidRequest."""
+        phase = Phase.ANSWERING if self._reasoning is None else _phase_after(self._reasoning, prompt, variables)
+        return self._thinking_or_none(max_tokens, phase)
+
+    def _thinking_or_none(self, budget: int | None, phase: Phase) -> Thinking | None:
         """Where the model reasons, and for how long; None where it does not. As in vLLM a budget of -1 is none, and a model
         whose reasoning nobody knows cannot have one."""
-        max_tokens = NO_LIMIT if request.thinking_token_budget is None else request.thinking_token_budget
+        style = self._reasoning
+        max_tokens = NO_LIMIT if budget is None else budget
         if not NO_LIMIT <= max_tokens <= MAX_THINKING_TOKENS:
             raise InvalidRequest(
                 f"thinking_token_budget must be between -1 and {MAX_THINKING_TOKENS}, not {max_tokens}",
@@ -131,6 +144,10 @@ def _phase(style: ReasoningStyle, request: ChatRequest, prompt: str) -> Phase:
     if request.continue_final_message:
         content = request.messages[-1].content
         return style.phase_within(content if isinstance(content, str) else prompt)
-    phase, variables = style.phase_after(prompt), template_variables(request)
+    return _phase_after(style, prompt, template_variables(request))
+
+
+def _phase_after(style: ReasoningStyle, prompt: str, variables: Mapping[str, Any]) -> Phase:
+    phase = style.phase_after(prompt)
     is_off = variables.get("enable_thinking") is False or variables.get("thinking") is False
     return Phase.ANSWERING if is_off and phase is not Phase.THINKING else phase

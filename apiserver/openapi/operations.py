@@ -11,6 +11,7 @@ from apiserver.schema.embeddings import EmbeddingRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest
 from apiserver.schema.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from apiserver.schema.response_requests import ResponseRequest
+from apiserver.schema.token_requests import GenerateRequest
 
 HTML, JSON, EVENTS, METRICS = "text/html", "application/json", "text/event-stream", "text/plain"
 
@@ -42,6 +43,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/v1/models/{name}"): Operation("OpenAI", "One of them", may_fail_as=(404,)),
     ("POST", "/v1/messages"): Operation("Anthropic", "Create a message", MessagesRequest, _GENERATES),
     ("POST", "/v1/messages/count_tokens"): Operation("Anthropic", "Count a conversation's tokens", CountTokensRequest),
+    ("POST", "/v1/chat/completions/render"): Operation("tokens", "A chat as token ids, to be generated", ChatRequest),
+    ("POST", "/v1/completions/render"): Operation("tokens", "Prompts as token ids, to be generated", CompletionRequest),
+    ("POST", "/inference/v1/generate"): Operation(
+        "tokens", "Continue token ids by token ids", GenerateRequest, _GENERATES
+    ),
     ("POST", "/tokenize"): Operation("tokens", "Token ids of a text or a chat", TokenizeRequest),
     ("POST", "/detokenize"): Operation("tokens", "The text of token ids", DetokenizeRequest),
     ("GET", "/health"): Operation("probes", "Would a request sent now be served?", may_fail_as=_PROBE),

@@ -25,7 +25,7 @@ class RenderedChat(Struct, frozen=True):
 class ChatIntake:
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
         self._services, self._prompts = services, prompts
-        self._formats = OutputFormats(services)
+        self.formats = OutputFormats(services)
 
     async def rendered(self, chat: ChatRequest, *, bounded_field: str | None) -> RenderedChat:
         """`bounded_field` as of PromptEncoder. Raises InvalidRequest, ContextTooLong."""
@@ -45,7 +45,7 @@ class ChatIntake:
 
     def _request(self, chat: ChatRequest, rendered: RenderedChat, scope: Scope, request_id: str) -> GenerationRequest:
         services = self._services
-        output_format = self._formats.format_or_none(chat, rendered.text)
+        output_format = self.formats.format_or_none(chat, rendered.text)
         if output_format is not None and not output_format.shows_reasoning:
             chat.logprobs, chat.top_logprobs = False, None  # they would tell what is hidden; so in vLLM
         return generation_request(
@@ -56,5 +56,5 @@ class ChatIntake:
             request_id=request_id,
             deadline_s=deadline_of(scope),
             output_format=output_format,
-            counts_reasoning=self._formats.has_reasoning,
+            counts_reasoning=self.formats.has_reasoning,
         )

@@ -1,18 +1,18 @@
-"""What /v1/chat/completions and /v1/completions share once the prompt is tokens: admission of the model's name, the
-streams, the answer, the log line."""
+"""What the routes that generate share once the prompt is tokens: admission of the model's name, the streams, the answer,
+the log line."""
 
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from msgspec import structs
+from msgspec import Struct, structs
 from starlette.types import Receive, Scope, Send
 
 from apiserver import generation
 from apiserver.asgi import ClientLeft, header, send_body
 from apiserver.errors import InvalidRequest, ModelNotFound
-from apiserver.event_stream import Events, StreamedChoice, StreamedResponse, collect
+from apiserver.event_stream import ChoiceOf, Events, StreamedChoice, StreamedResponse, collect
 from apiserver.generation import Choice, CollectedChoice, GenerationRequest, Usage
 from apiserver.parsed_choice import parsed_choice_of
 from apiserver.parsed_text import ParsedText
@@ -22,6 +22,15 @@ from apiserver.services import Services
 from apiserver.text_stream import TextStream
 
 DEADLINE_HEADER = b"x-request-deadline-ms"
+
+
+class ChoiceKinds(Struct, frozen=True):
+    """What the choices of an answer are that is more, or less, than text."""
+
+    streamed: ChoiceOf
+    collected: type[CollectedChoice]
+    text_of: Callable[[], TextStream] | None = None  # None: as of every other answer
+
 
 Body = Callable[[str, str, list[CollectedChoice], Usage], bytes]
 """response id, model, choices, usage → JSON"""
@@ -64,19 +73,25 @@ async def answer(
     model: str,
     body: Body,
     events: Events | None = None,
+    kinds: ChoiceKinds | None = None,
 ) -> None:
     """Generate and answer, as a stream of events or as one body. Raises ApiError while a status can be sent. Without
-    `events` the request asks neither for a stream nor for logprobs."""
+    `events` the request asks neither for a stream nor for logprobs; without `kinds` the answer is text."""
     state = scope["state"]
     log: dict[str, Any] = state["log"]
     state["generation"] = request
     if fair_key := state.get("fair_key"):
         request = structs.replace(request, fair_key=fair_key)
-    texts = [_text_stream(request, services) for _ in range(request.num_choices)]
+    text_of = (
+        kinds.text_of if kinds is not None and kinds.text_of is not None else partial(_text_stream, request, services)
+    )
+    texts = [text_of() for _ in range(request.num_choices)]
     client, metrics = services.client, services.metrics
     if request.is_stream:
         assert events is not None
-        choice_of = parsed_choice_of(events) if request.output_format is not None else StreamedChoice
+        choice_of: ChoiceOf = parsed_choice_of(events) if request.output_format is not None else StreamedChoice
+        if kinds is not None:
+            choice_of = kinds.streamed
         response = StreamedResponse(
             request, events, texts, client, metrics, services.settings.server.stream_buffer_bytes, choice_of
         )
@@ -86,7 +101,8 @@ async def answer(
             usage = response.usage or generation.usage_of(request, response.choices)
             _log(log, state["started_s"], request, response.choices, usage, response.was_disconnected)
         return
-    choices = await collect(request, texts, client, metrics, scope, receive)
+    kind = kinds.collected if kinds is not None else CollectedChoice
+    choices = await collect(request, texts, client, metrics, scope, receive, kind)
     if choices is None:
         log["is_disconnected"] = True
         raise ClientLeft

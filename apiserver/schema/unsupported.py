@@ -14,6 +14,7 @@ from apiserver.schema.embeddings import EmbeddingRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest
 from apiserver.schema.requests import ChatRequest, CompletionRequest, Message, SamplingFields, TokenizeRequest
 from apiserver.schema.response_requests import Reasoning, ResponseRequest, TextConfig
+from apiserver.schema.token_requests import GenerateRequest, TokenSampling
 
 ANY_NULL: tuple[Any, ...] = (None,)  # Any: JSON values, here and below
 FALSE: tuple[Any, ...] = (None, False)
@@ -119,6 +120,24 @@ EMBEDDING: Mapping[str, tuple[Any, ...]] = {
     "chat_template_kwargs": EMPTY,
     "mm_processor_kwargs": EMPTY,
 }
+GENERATE: Mapping[str, tuple[Any, ...]] = {
+    "features": ANY_NULL,
+    "content_parts": EMPTY,
+    "kv_transfer_params": EMPTY,
+    "ec_transfer_params": EMPTY,
+}
+TOKEN_SAMPLING: Mapping[str, tuple[Any, ...]] = {
+    "prompt_logprobs": ANY_NULL,
+    "prompt_logprob_token_ids": EMPTY,
+    "prompt_logprob_start": ANY_NULL,
+    "logprob_token_ids": EMPTY,
+    "extra_args": EMPTY,
+    "repetition_detection": ANY_NULL,
+    "routed_experts_prompt_start": (None, 0),
+    "skip_reading_prefix_cache": FALSE,
+    "trace_decode_token_ids": EMPTY,
+    "watermarking": FALSE,
+}
 TEXT: Mapping[str, tuple[Any, ...]] = {"verbosity": (None, "medium")}
 MESSAGE: Mapping[str, tuple[Any, ...]] = {"refusal": EMPTY, "audio": EMPTY, "function_call": ANY_NULL}
 
@@ -132,6 +151,8 @@ TABLES: Mapping[type[Struct], Mapping[str, tuple[Any, ...]]] = {
     Reasoning: REASONING,
     TextConfig: TEXT,
     EmbeddingRequest: EMBEDDING,
+    GenerateRequest: GENERATE,
+    TokenSampling: TOKEN_SAMPLING,
     Message: MESSAGE,
 }
 
@@ -158,6 +179,8 @@ Part = (
     | Reasoning
     | TextConfig
     | EmbeddingRequest
+    | GenerateRequest
+    | TokenSampling
 )
 
 

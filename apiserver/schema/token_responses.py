@@ -1,0 +1,132 @@
+"""Answers of POST /inference/v1/generate, whole and as events, in vLLM's shapes (0.33)."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from apiserver.errors import ApiError
+from apiserver.generation import CollectedChoice, Usage
+from apiserver.logprobs import LOWEST, TokenTexts, chat_logprobs
+from apiserver.schema.responses import usage_object
+from apiserver.token_choices import CollectedTokens
+from ipc.record import Scored
+
+Json = dict[str, Any]  # Any: JSON, as everywhere here
+
+_encode = msgspec.json.encode
+_CHOICE = dict.fromkeys(("routed_experts", "sampling_mask", "weight_versions"))
+_BODY = dict.fromkeys(
+    (
+        "prompt_logprobs", "prompt_token_id_logprobs", "mm_placeholders", "metrics", "kv_transfer_params",
+        "ec_transfer_params",
+    )
+)  # fmt: skip
+
+
+class GenerateAnswers:
+    """Of one request. `texts` where the answer has text: then the logprobs are a chat's, else they are of ids."""
+
+    done = b"data: [DONE]\n\n"
+
+    def __init__(self, response_id: str, texts: TokenTexts | None, prompt_ids: list[int] | None) -> None:
+        self._texts, self._prompt_ids = texts, prompt_ids
+        self._mode = "tokens" if texts is None else "text"
+        self._head: Json = {"request_id": response_id, "output_mode": self._mode}
+        self._is_begun = False
+
+    def body(self, response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
+        """apiserver.routes.generate.Body."""
+        return _encode(
+            {
+                **self._head,
+                "model": model,
+                "created": int(time.time()),
+                "usage": usage_object(usage),
+                "prompt_token_ids": self._prompt_ids,
+                "choices": [self._collected(choice) for choice in choices],
+                **_BODY,
+            }
+        )
+
+    def _collected(self, choice: CollectedChoice) -> Json:
+        assert isinstance(choice, CollectedTokens)
+        return self._choice(
+            choice.index, choice.token_ids, choice.content, choice.logprobs, choice.finish_reason, choice.stop_reason
+        )
+
+    def tokens(
+        self,
+        index: int,
+        ids: Sequence[int],
+        text: str,
+        scores: list[Scored],
+        finish_reason: str | None = None,
+        stop_reason: str | int | None = None,
+    ) -> bytes:
+        """apiserver.token_choices.TokenEvents."""
+        logprobs = self.logprobs(scores) if scores else None
+        choice = self._choice(index, ids, text, logprobs, finish_reason, stop_reason)
+        event: Json = {**self._head, "usage": None, "choices": [choice]}
+        if not self._is_begun and self._prompt_ids is not None:
+            event["prompt_token_ids"] = self._prompt_ids
+        self._is_begun = True
+        return _event(event)
+
+    def _choice(
+        self,
+        index: int,
+        ids: Sequence[int],
+        text: str,
+        logprobs: Json | None,
+        finish_reason: str | None,
+        stop_reason: str | int | None,
+    ) -> Json:
+        choice: Json = {
+            "index": index,
+            "finish_reason": finish_reason,
+            "stop_reason": stop_reason,
+            "token_ids": list(ids),
+            "logprobs": logprobs,
+            **_CHOICE,
+        }
+        return choice if self._texts is None else {**choice, "text": text}
+
+    def logprobs(self, scores: list[Scored]) -> Json:
+        if self._texts is not None:
+            return chat_logprobs(self._texts, scores)
+        return {"content": [_id_logprobs(scored) for scored in scores]}
+
+    def usage(self, usage: Usage) -> bytes:
+        return _event({**self._head, "choices": [], "usage": usage_object(usage)})
+
+    def failed(self, error: ApiError) -> bytes:
+        return b"data: " + error.body() + b"\n\n"
+
+    def opening(self, _index: int) -> bytes:
+        return b""
+
+    def delta(self, _index: int) -> tuple[bytes, bytes]:
+        return b"", b""
+
+    def scored(self, index: int, text: bytes, scores: list[Scored]) -> bytes:
+        raise AssertionError("ids and their scores leave together")
+
+    def closing(self, index: int, finish_reason: str, stop_reason: str | int | None) -> bytes:
+        return self.tokens(index, [], "", [], finish_reason, stop_reason)
+
+
+def _id_logprobs(scored: Scored) -> Json:
+    """The token drawn, and as in vLLM first itself and then the likeliest."""
+    own = {"token_id": scored.token, "logprob": max(scored.logprob, LOWEST), "rank": scored.rank}
+    others = [
+        {"token_id": token, "logprob": max(logprob, LOWEST), "rank": rank}
+        for rank, (token, logprob) in enumerate(zip(scored.ids, scored.logprobs, strict=True), 1)
+        if token != scored.token
+    ]
+    return {**own, "top_logprobs": [own, *others][: max(len(scored.ids), 1)]}
+
+
+def _event(content: Json) -> bytes:
+    return b"data: " + _encode(content) + b"\n\n"

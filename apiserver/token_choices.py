@@ -1,0 +1,105 @@
+"""Choices whose answer is token ids: one per kind of answer, with text beside the ids where it is asked for.
+
+The token that stopped a sequence is among the ids, as in vLLM; behind a stop string there is none.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
+
+from apiserver.event_stream import Events, StreamedChoice, StreamedResponse
+from apiserver.generation import Choice, CollectedChoice
+from apiserver.metrics import WorkerMetrics
+from apiserver.text_stream import TextStream
+from ipc.record import Finish, Scored
+
+
+class UnreadText(TextStream):
+    """For an answer that is ids alone: nothing is detokenized."""
+
+    __slots__ = ()
+
+    def feed(self, token_ids: Sequence[int]) -> str:
+        self.num_tokens += len(token_ids)
+        return ""
+
+    def finish(self, stop_token_id: int | None = None) -> str:
+        return ""
+
+
+class CollectedTokens(CollectedChoice):
+    """Keeps its ids for one body."""
+
+    __slots__ = ("token_ids",)
+
+    def __init__(
+        self,
+        index: int,
+        text: TextStream,
+        metrics: WorkerMetrics,
+        on_end: Callable[[Choice], None],
+        stop: Callable[[Choice], None],
+    ) -> None:
+        super().__init__(index, text, metrics, on_end, stop)
+        self.token_ids: list[int] = []
+
+    def flush(self, now_s: float) -> None:
+        tokens, num_before = self.tokens, self.text.num_tokens
+        super().flush(now_s)
+        self.token_ids += tokens[: self.text.num_tokens - num_before]
+
+    def finish(self, finish: Finish) -> None:
+        super().finish(finish)
+        if self.text.matched_stop is None and self.stop_token_id is not None:
+            self.token_ids.append(self.stop_token_id)
+
+
+class TokenEvents(Events, Protocol):
+    """Of a route that answers with ids."""
+
+    def tokens(
+        self,
+        index: int,
+        ids: Sequence[int],
+        text: str,
+        scores: list[Scored],
+        finish_reason: str | None = None,
+        stop_reason: str | int | None = None,
+    ) -> bytes: ...
+
+
+class StreamedTokens(StreamedChoice):
+    """Writes its ids as events: one for each wake-up, and a last one with the finish."""
+
+    __slots__ = ("_events",)
+
+    def __init__(self, index: int, text: TextStream, metrics: WorkerMetrics, response: StreamedResponse) -> None:
+        super().__init__(index, text, metrics, response)
+        self._events = cast(TokenEvents, response.events)
+
+    def choose_way(self) -> None:
+        """There is one."""
+
+    def flush(self, now_s: float) -> None:
+        response = self._response
+        if not response.can_write:
+            response.hold(self)
+            return
+        tokens, self.tokens = self.tokens, []
+        self.note_tokens(len(tokens), now_s)
+        num_before = self.text.num_tokens
+        piece = self.text.feed(tokens)
+        num_kept = self.text.num_tokens - num_before
+        if num_kept:
+            scores, self.scores = self.scores[:num_kept], self.scores[num_kept:]
+            response.write(self._events.tokens(self.index, tokens[:num_kept], piece, scores))
+        if self.text.has_stop_strings and self.finish_reason is None and self._has_stopped():
+            response.stop(self)
+
+    def last_events(self) -> bytes:
+        if self.error is not None:
+            return super().last_events()
+        rest = self.text.finish(self.stop_token_id)
+        is_cut = self._has_stopped()
+        ids = [] if is_cut or self.stop_token_id is None else [self.stop_token_id]
+        scores = [] if is_cut else self.scores
+        return self._events.tokens(self.index, ids, rest, scores, self.finish_reason or "stop", self.stop_reason)
