@@ -11,6 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from apiserver.answer_details import AnswerDetails
 from apiserver.engine_client import EngineClient, StreamError
 from apiserver.errors import ApiError, GenerationFailed, InvalidRequest, Overloaded, QuotaExceeded
 from apiserver.metrics import WorkerMetrics
@@ -28,6 +29,9 @@ class Prompt(Struct, frozen=True):
     @property
     def num_tokens(self) -> int:
         return len(self.ids) // 4
+
+    def as_list(self) -> list[int]:
+        return array("I", self.ids).tolist()
 
 
 class GenerationRequest(Struct, frozen=True, kw_only=True):
@@ -51,6 +55,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     output_format: OutputFormat | None = None  # None: the whole text is content
     counts_reasoning: bool = False  # the model may reason: usage says how many tokens it took
     fair_key: int = 0  # which of several API keys it came with, from 1; 0: there is no more than one
+    details: AnswerDetails | None = None  # None: the answer is what it is without
 
     @property
     def num_choices(self) -> int:

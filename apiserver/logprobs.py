@@ -28,6 +28,17 @@ class TokenTexts:
             return self._pieces[token] or b""
         return self._decoder.decode([token], skip_special_tokens=False).encode()
 
+    def name_of(self, token: int) -> str:
+        """What stands for it in logprobs."""
+        return self.bytes_of(token).decode(errors="replace")
+
+
+class TokenIds(TokenTexts):
+    """Of clients that want to know which of several tokens of the same text it was."""
+
+    def name_of(self, token: int) -> str:
+        return f"token_id:{token}"
+
 
 def chat_logprobs(texts: TokenTexts, scores: Sequence[Scored]) -> dict[str, Any]:  # Any: JSON
     return {
@@ -49,13 +60,12 @@ def completion_logprobs(texts: TokenTexts, scores: Sequence[Scored], offset: int
     logprob is among the alternatives even when it is not one of the likeliest."""
     tokens, offsets = [], []
     for scored in scores:
-        text = _text(texts.bytes_of(scored.token))
-        tokens.append(text)
+        name = texts.name_of(scored.token)
+        tokens.append(name)
         offsets.append(offset)
-        offset += len(text)
+        offset += len(name)
     alternatives = [
-        {_text(texts.bytes_of(token)): _finite(logprob) for token, logprob in _own_and_others(scored)}
-        for scored in scores
+        {texts.name_of(token): _finite(logprob) for token, logprob in _own_and_others(scored)} for scored in scores
     ]
     logprobs = {
         "text_offset": offsets,
@@ -71,12 +81,7 @@ def _own_and_others(scored: Scored) -> list[tuple[int, float]]:
 
 
 def _chat_entry(texts: TokenTexts, token: int, logprob: float) -> dict[str, Any]:
-    piece = texts.bytes_of(token)
-    return {"token": _text(piece), "logprob": _finite(logprob), "bytes": list(piece)}
-
-
-def _text(piece: bytes) -> str:
-    return piece.decode(errors="replace")
+    return {"token": texts.name_of(token), "logprob": _finite(logprob), "bytes": list(texts.bytes_of(token))}
 
 
 def _finite(logprob: float) -> float:

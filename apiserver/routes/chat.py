@@ -5,12 +5,12 @@ import time
 from starlette.types import Receive, Scope, Send
 
 from apiserver.asgi import read_body
-from apiserver.logprobs import TokenTexts
+from apiserver.logprobs import TokenIds, TokenTexts
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat_intake import ChatIntake
-from apiserver.routes.generate import answer, check_model, request_id_of
+from apiserver.routes.generate import answer, check_model, kinds_or_none, request_id_of
 from apiserver.schema.requests import decode_chat
-from apiserver.schema.responses import ChatEvents, chat_body
+from apiserver.schema.responses import ChatEvents, chat_body, opening_fields_or_none
 from apiserver.schema.unsupported import refuse_unsupported
 from apiserver.schema.validate import is_truncated
 from apiserver.services import Services
@@ -21,6 +21,7 @@ class ChatCompletions:
         self._services = services
         preloaded = services.preloaded
         self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer.decoder)
+        self._token_ids = TokenIds(preloaded.token_table, preloaded.tokenizer.decoder)
         self._intake = ChatIntake(services, prompts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,8 +35,10 @@ class ChatCompletions:
         services.metrics.tokenize.observe(time.monotonic() - started_s)
         generation = await self._intake.request(request, rendered, scope, request_id)
         response_id = f"chatcmpl-{request_id}"
-        events = ChatEvents(response_id, model, self._texts)
+        texts = self._token_ids if request.return_tokens_as_token_ids else self._texts
+        events = ChatEvents(response_id, model, texts, opening_fields_or_none(generation))
         await answer(
             generation, services, scope, receive, send,
             response_id=response_id, model=model, events=events, body=chat_body,
+            kinds=kinds_or_none(generation, opens_with_prompt_ids=False),
         )  # fmt: skip

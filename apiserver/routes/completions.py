@@ -8,9 +8,9 @@ from starlette.types import Receive, Scope, Send
 
 from apiserver.asgi import read_body
 from apiserver.generation import Prompt
-from apiserver.logprobs import TokenTexts
+from apiserver.logprobs import TokenIds, TokenTexts
 from apiserver.prompt_encoding import PromptEncoder
-from apiserver.routes.generate import answer, check_model, deadline_of, request_id_of
+from apiserver.routes.generate import answer, check_model, deadline_of, kinds_or_none, request_id_of
 from apiserver.schema.requests import CompletionRequest, decode_completion
 from apiserver.schema.responses import CompletionEvents, completion_body
 from apiserver.schema.structured import asks_for_grammar
@@ -24,6 +24,7 @@ class Completions:
         self._services, self._prompts = services, prompts
         preloaded = services.preloaded
         self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer.decoder)
+        self._token_ids = TokenIds(preloaded.token_table, preloaded.tokenizer.decoder)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
@@ -42,10 +43,12 @@ class Completions:
         )
         generation = await asyncio.to_thread(build) if asks_for_grammar(request) else build()
         response_id = f"cmpl-{request_id}"
-        events = CompletionEvents(response_id, model, self._texts)
+        texts = self._token_ids if request.return_tokens_as_token_ids else self._texts
+        events = CompletionEvents(response_id, model, texts)
         await answer(
             generation, services, scope, receive, send,
             response_id=response_id, model=model, events=events, body=completion_body,
+            kinds=kinds_or_none(generation, opens_with_prompt_ids=True),
         )  # fmt: skip
 
 

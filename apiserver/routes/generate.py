@@ -11,6 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from apiserver import generation
 from apiserver.asgi import ClientLeft, header, send_body
+from apiserver.collected_details import CollectedDetails
+from apiserver.detailed_choice import detailed_choice_of
 from apiserver.errors import InvalidRequest, ModelNotFound
 from apiserver.event_stream import ChoiceOf, Events, StreamedChoice, StreamedResponse, collect
 from apiserver.generation import Choice, CollectedChoice, GenerationRequest, Usage
@@ -62,6 +64,16 @@ def deadline_of(scope: Scope) -> float | None:
     return time.monotonic() + int(value) / 1e3
 
 
+def kinds_or_none(request: GenerationRequest, *, opens_with_prompt_ids: bool) -> ChoiceKinds | None:
+    """Of chats and completions. `opens_with_prompt_ids`: a choice's first event has them, where they are asked for."""
+    details = request.details
+    if details is None:
+        return None
+    opens_with_prompt_ids = opens_with_prompt_ids and details.has_prompt_ids
+    streamed = detailed_choice_of(request, details, opens_with_prompt_ids=opens_with_prompt_ids)
+    return ChoiceKinds(streamed, CollectedDetails)
+
+
 async def answer(
     request: GenerationRequest,
     services: Services,
@@ -110,6 +122,10 @@ async def answer(
         assert events is not None
         for choice in choices:
             choice.logprobs = events.logprobs(choice.kept_scores)
+    if request.details is not None:
+        for choice in choices:
+            if isinstance(choice, CollectedDetails):
+                choice.describe(request, request.details)
     usage = generation.usage_of(request, choices)
     _log(log, state["started_s"], request, choices, usage, False)
     await send_body(send, body(response_id, model, choices, usage))

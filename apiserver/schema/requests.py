@@ -77,6 +77,9 @@ class SamplingFields(StructuredFields, kw_only=True):
     truncate_prompt_tokens: int | None = None
     truncation_side: Literal["left", "right"] | None = None
     cache_salt: str | None = None
+    return_token_ids: bool | None = False
+    return_tokens_as_token_ids: bool | None = False
+    stream_interval: int | None = None
 
     # Accepted, and without effect on the answer: labels, and what vLLM documents as void on these routes.
     user: NoEffect = None
@@ -100,13 +103,10 @@ class SamplingFields(StructuredFields, kw_only=True):
     length_penalty: Unserved = None
     bad_words: Unserved = None
     spaces_between_special_tokens: Unserved = None
-    stream_interval: Unserved = None
     kv_transfer_params: Unserved = None
     ec_transfer_params: Unserved = None
     vllm_xargs: Unserved = None
     logits_processors: Unserved = None
-    return_token_ids: Unserved = None
-    return_tokens_as_token_ids: Unserved = None
     routed_experts_prompt_start: Unserved = None
     prompt_embeds: Unserved = None
     repetition_detection: Unserved = None

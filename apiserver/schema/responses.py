@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from apiserver.collected_details import CollectedDetails
 from apiserver.errors import ApiError
-from apiserver.generation import CollectedChoice, Usage
+from apiserver.generation import CollectedChoice, GenerationRequest, Usage
 from apiserver.logprobs import TokenTexts, chat_logprobs, completion_logprobs
 from apiserver.output_parts import CallArguments, CallStart, Content, Part, Reasoning
 from apiserver.parsed_text import ParsedText
@@ -29,6 +30,18 @@ def usage_object(usage: Usage) -> dict[str, Any]:  # Any: JSON
         content["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     if usage.stages is not None:
         content["stages_ms"] = usage.stages
+    return content
+
+
+def running_usage(num_prompt_tokens: int, num_tokens: int, num_reasoning_tokens: int | None) -> dict[str, Any]:
+    """Of a choice that has not ended; None: the model's answers are not parsed for reasoning."""
+    content: dict[str, Any] = {
+        "prompt_tokens": num_prompt_tokens,
+        "total_tokens": num_prompt_tokens + num_tokens,
+        "completion_tokens": num_tokens,
+    }
+    if num_reasoning_tokens is not None:
+        content["completion_tokens_details"] = {"reasoning_tokens": num_reasoning_tokens}
     return content
 
 
@@ -56,9 +69,17 @@ class ChatEvents(_Events):
 
     kind = "chat.completion.chunk"
 
+    def __init__(
+        self, response_id: str, model: str, texts: TokenTexts, opening_fields: dict[str, Any] | None = None
+    ) -> None:
+        """`opening_fields` of the request's, beside the choice that an opening event is for."""
+        super().__init__(response_id, model, texts)
+        self._opening_end = b"," + _encode(opening_fields)[1:] if opening_fields else b"}"
+
     def opening(self, index: int) -> bytes:
         delta = b'{"role":"assistant","content":""}'
-        return b'%b%d,"delta":%b,"logprobs":null,"finish_reason":null}]}\n\n' % (self._choice, index, delta)
+        form = b'%b%d,"delta":%b,"logprobs":null,"finish_reason":null}]%b\n\n'
+        return form % (self._choice, index, delta, self._opening_end)
 
     def delta(self, index: int) -> tuple[bytes, bytes]:
         prefix = b'%b%d,"delta":{"content":"' % (self._choice, index)
@@ -82,6 +103,19 @@ class ChatEvents(_Events):
         reasons = _encode(finish_reason), _encode(stop_reason)
         form = b'%b%d,"delta":{},"logprobs":null,"finish_reason":%b,"stop_reason":%b}]}\n\n'
         return form % (self._choice, index, *reasons)
+
+
+def opening_fields_or_none(request: GenerationRequest) -> dict[str, Any] | None:
+    """Of a chat's opening events, where the request asks for details."""
+    details, [prompt] = request.details, request.prompts
+    if details is None:
+        return None
+    fields: dict[str, Any] = {}
+    if details.has_prompt_ids:
+        fields["prompt_token_ids"] = prompt.as_list()
+    if details.has_running_usage:
+        fields["usage"] = running_usage(prompt.num_tokens, 0, 0 if request.counts_reasoning else None)
+    return fields
 
 
 def _delta_of(part: Part) -> bytes:
@@ -132,7 +166,10 @@ class CompletionEvents(_Events):
 
 def chat_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
     rows = [{**_choice(choice), "message": _message(choice)} for choice in choices]
-    return _encode({**_base(response_id, "chat.completion", model, rows, usage), **_CHAT})
+    body = {**_base(response_id, "chat.completion", model, rows, usage), **_CHAT}
+    if isinstance(choices[0], CollectedDetails):
+        body["prompt_token_ids"] = choices[0].prompt_ids
+    return _encode(body)
 
 
 def _message(choice: CollectedChoice) -> dict[str, Any]:
@@ -169,8 +206,15 @@ def calls_of(parts: list[Part]) -> list[dict[str, Any]]:
 
 
 def completion_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
-    rows = [{**_choice(choice), "text": choice.content, **_COMPLETION_CHOICE} for choice in choices]
+    rows = [_completion_choice(choice) for choice in choices]
     return _encode(_base(response_id, "text_completion", model, rows, usage))
+
+
+def _completion_choice(choice: CollectedChoice) -> dict[str, Any]:
+    row = {**_choice(choice), "text": choice.content, **_COMPLETION_CHOICE}
+    if isinstance(choice, CollectedDetails):
+        row["prompt_token_ids"] = choice.prompt_ids
+    return row
 
 
 # What vLLM 0.32 always has in a body and has nothing to say about here.
@@ -182,13 +226,16 @@ _CHAT = dict.fromkeys(("prompt_logprobs", "prompt_token_ids", "prompt_text"))
 
 
 def _choice(choice: CollectedChoice) -> dict[str, Any]:
-    return {
+    row = {
         "index": choice.index,
         "finish_reason": _finish_reason(choice),
         "stop_reason": choice.stop_reason,
         "logprobs": choice.logprobs,
         **_CHOICE,
     }
+    if isinstance(choice, CollectedDetails):
+        row["token_ids"] = choice.output_ids
+    return row
 
 
 def _finish_reason(choice: CollectedChoice) -> str | None:

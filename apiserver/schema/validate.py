@@ -7,6 +7,7 @@ generation_config.json, as with vLLM's `--generation-config auto`, and then from
 from array import array
 from typing import TypeVar, cast
 
+from apiserver.answer_details import AnswerDetails
 from apiserver.errors import ContextTooLong, InvalidRequest
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.logprobs import MAX_LOGPROBS
@@ -28,6 +29,8 @@ MAX_CACHE_SALT_CHARS = 1024
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default of /v1/completions
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
+
+NO_DETAILS = AnswerDetails()
 
 T = TypeVar("T", int, float)
 
@@ -66,7 +69,20 @@ def generation_request(
         deadline_s=deadline_s,
         output_format=output_format,
         counts_reasoning=counts_reasoning,
+        details=_details_or_none(request, output_format),
     )
+
+
+def _details_or_none(request: SamplingFields, output_format: OutputFormat | None) -> AnswerDetails | None:
+    """As in vLLM running usage needs include_usage, and ids would tell of reasoning that is hidden."""
+    options = request.stream_options if request.stream else None
+    details = AnswerDetails(
+        has_prompt_ids=bool(request.return_token_ids),
+        has_token_ids=bool(request.return_token_ids) and (output_format is None or output_format.shows_reasoning),
+        has_running_usage=bool(options and options.include_usage and options.continuous_usage_stats),
+        stream_interval=_within("stream_interval", request.stream_interval, 1, 1, INT32_MAX) if request.stream else 1,
+    )
+    return None if details == NO_DETAILS else details
 
 
 def is_truncated(request: SamplingFields) -> bool:
@@ -291,9 +307,6 @@ def _include_usage(request: SamplingFields) -> bool:
         return False
     if not request.stream:
         raise InvalidRequest("stream_options is only allowed when stream is true", param="stream_options")
-    if options.continuous_usage_stats:
-        param = "stream_options.continuous_usage_stats"
-        raise InvalidRequest(f"{param} is not supported by this server", param=param)
     return bool(options.include_usage or options.include_stages)
 
 

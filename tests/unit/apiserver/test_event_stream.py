@@ -10,7 +10,14 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from apiserver.errors import ApiError, Overloaded
-from apiserver.event_stream import BYTES_PER_HELD_TOKEN, NUM_HELD_LOOSELY, StreamedResponse, collect
+from apiserver.event_stream import (
+    BYTES_PER_HELD_TOKEN,
+    NUM_HELD_LOOSELY,
+    ChoiceOf,
+    StreamedChoice,
+    StreamedResponse,
+    collect,
+)
 from apiserver.generation import CollectedChoice, GenerationRequest, Prompt
 from apiserver.logprobs import TokenTexts
 from apiserver.schema.responses import ChatEvents
@@ -35,8 +42,9 @@ def request(**fields: Any) -> GenerationRequest:  # Any: fields of many types
 class Server:
     """An application that streams every request it gets, and the worker behind it."""
 
-    def __init__(self, generation: GenerationRequest | None = None) -> None:
+    def __init__(self, generation: GenerationRequest | None = None, choice_of: ChoiceOf = StreamedChoice) -> None:
         self.worker = Worker()
+        self.choice_of = choice_of
         self.generation = generation or request()
         self.errors: list[ApiError] = []
 
@@ -48,6 +56,7 @@ class Server:
             self.worker.client,
             self.worker.metrics,
             BUFFER_BYTES,
+            self.choice_of,
         )
         try:
             await response.run(scope, receive, send)

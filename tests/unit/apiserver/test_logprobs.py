@@ -1,6 +1,6 @@
 """Logprobs in the two forms that clients read."""
 
-from apiserver.logprobs import TokenTexts, chat_logprobs, completion_logprobs
+from apiserver.logprobs import TokenIds, TokenTexts, chat_logprobs, completion_logprobs
 from ipc.record import Scored
 from tests.unit.apiserver.in_process import SMILE, NoDecoder, token_table
 
@@ -39,3 +39,15 @@ def test_a_completion_lists_columns_with_offsets_that_go_on() -> None:
     }  # fmt: skip
     assert second["text_offset"] == [5, 7] and offset == 12
     assert second["top_logprobs"][0] == {"日本": -9999.0, " world": -0.25}
+
+
+def test_tokens_may_be_named_by_their_ids() -> None:
+    ids = TokenIds(token_table(), NoDecoder())
+
+    [chat] = chat_logprobs(ids, [HELLO])["content"]
+    completion, offset = completion_logprobs(ids, [HELLO], 3)
+
+    assert (chat["token"], chat["bytes"]) == ("token_id:0", list(b"Hello"))
+    assert [entry["token"] for entry in chat["top_logprobs"]] == ["token_id:0", "token_id:1"]
+    assert completion["tokens"] == ["token_id:0"] and offset == 3 + len("token_id:0")
+    assert completion["top_logprobs"] == [{"token_id:0": -0.5, "token_id:1": -1.5}]

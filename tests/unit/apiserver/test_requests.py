@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from apiserver.answer_details import AnswerDetails
 from apiserver.errors import ContextTooLong, InvalidRequest
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.schema.requests import (
@@ -96,8 +97,8 @@ ASKING: dict[str, Any] = {
     "use_beam_search": True, "length_penalty": 0.5, "bad_words": ["x"],
     "spaces_between_special_tokens": False,
     "thinking_token_budget": 5,
-    "stream_interval": 4, "kv_transfer_params": {"a": 1}, "ec_transfer_params": {"a": 1},
-    "vllm_xargs": {"a": 1}, "logits_processors": ["p"], "return_token_ids": True, "return_tokens_as_token_ids": True,
+    "kv_transfer_params": {"a": 1}, "ec_transfer_params": {"a": 1},
+    "vllm_xargs": {"a": 1}, "logits_processors": ["p"],
     "routed_experts_prompt_start": 1, "prompt_embeds": "AA", "repetition_detection": {}, "watermarking": True,
     "chat_template": "x", "functions": [{}],
     "function_call": "auto", "modalities": ["audio"], "audio": {"voice": "x"},
@@ -327,11 +328,16 @@ def test_stream_options_without_stream_are_refused(options: dict[str, Any]) -> N
         validated(chat_request(stream_options=options))
 
 
-def test_continuous_usage_is_refused_by_name() -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        validated(chat_request(stream=True, stream_options={"continuous_usage_stats": True}))
-
-    assert caught.value.param == "stream_options.continuous_usage_stats"
+def test_details_are_asked_for_by_name_and_plain_requests_have_none() -> None:
+    assert validated(chat_request(stream=True, stream_options={"continuous_usage_stats": True})).details is None
+    assert validated(chat_request(stream_interval=4)).details is None, "of streams only"
+    both = {"include_usage": True, "continuous_usage_stats": True}
+    asked = validated(chat_request(stream=True, stream_options=both, return_token_ids=True, stream_interval=4))
+    assert asked.details == AnswerDetails(
+        has_prompt_ids=True, has_token_ids=True, has_running_usage=True, stream_interval=4
+    )
+    with pytest.raises(InvalidRequest, match="stream_interval must be between 1"):
+        validated(chat_request(stream=True, stream_interval=0))
 
 
 def test_request_id_is_bounded_and_printable() -> None:
