@@ -1,6 +1,7 @@
 """build_app(services): the routes under Starlette's router, inside one middleware. Endpoints are raw ASGI."""
 
 from functools import partial
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -9,6 +10,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from apiserver.errors import MethodNotAllowed, NotFound
+from apiserver.fleet_control import FleetControl
 from apiserver.keyring import LIMIT_HEADERS
 from apiserver.middleware import RequestMiddleware
 from apiserver.openapi.document import document
@@ -16,6 +18,7 @@ from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat import ChatCompletions
 from apiserver.routes.completions import Completions
 from apiserver.routes.embeddings import Embeddings
+from apiserver.routes.facts import ServerInfo, TokenizerInfo
 from apiserver.routes.health import (
     Load,
     Metrics,
@@ -29,11 +32,13 @@ from apiserver.routes.health import (
 from apiserver.routes.inference import Generate
 from apiserver.routes.messages import CountTokens, Messages
 from apiserver.routes.models import Models
+from apiserver.routes.operator import AbortRequests, ResetPrefixCache, StartProfile, StopProfile
 from apiserver.routes.pages import OpenApi, StaticPage
 from apiserver.routes.render import RenderChat, RenderCompletion
 from apiserver.routes.responses import CancelResponse, Responses, StoredResponses
 from apiserver.routes.tokenize import Detokenize, Tokenize
 from apiserver.services import Services
+from apiserver.stack_sampler import StackSampler
 
 
 def build_app(services: Services) -> ASGIApp:
@@ -92,7 +97,31 @@ def routes_of(services: Services) -> list[Route]:
         Route("/openapi.json", OpenApi(describe), methods=["GET"]),
         Route("/docs", StaticPage("docs.html"), methods=["GET"]),
     ]
-    if services.settings.server.ui:
+    routes += _optional_routes(services)
+    return routes
+
+
+def _optional_routes(services: Services) -> list[Route]:
+    """What has to be switched on, or can be switched off."""
+    settings, routes = services.settings, list[Route]()
+    server, profiler_dir = settings.server, settings.engine.torch_profiler_dir
+    sampler = StackSampler(Path(profiler_dir), services.slot) if profiler_dir is not None else None
+    control = FleetControl(services.client, sampler)
+    if server.server_dev_mode:
+        routes += [
+            Route("/abort_requests", AbortRequests(control, takes_all=True), methods=["POST"]),
+            Route("/inference/v1/abort_requests", AbortRequests(control, takes_all=False), methods=["POST"]),
+            Route("/reset_prefix_cache", ResetPrefixCache(control), methods=["POST"]),
+            Route("/server_info", ServerInfo(services), methods=["GET"]),
+        ]
+    if profiler_dir is not None:
+        routes += [
+            Route("/start_profile", StartProfile(control), methods=["POST"]),
+            Route("/stop_profile", StopProfile(control), methods=["POST"]),
+        ]
+    if server.enable_tokenizer_info_endpoint:
+        routes.append(Route("/tokenizer_info", TokenizerInfo(services), methods=["GET"]))
+    if server.ui:
         routes.append(Route("/", StaticPage("chat.html"), methods=["GET"]))
     return routes
 

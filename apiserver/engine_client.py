@@ -22,15 +22,17 @@ from ipc.doorbell import Doorbell
 from ipc.errors import RingCorrupt
 from ipc.messages import (
     Abort,
+    Answered,
+    Control,
     EngineLost,
     EngineReady,
     Envelope,
     ForWorker,
+    FromWorker,
     Generate,
     Kind,
     Pooling,
     Rejected,
-    Resume,
     SamplingParams,
     StreamId,
     make_stream_id,
@@ -106,7 +108,7 @@ class Broker(Protocol):
 
     @property
     def fd(self) -> int: ...
-    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None: ...
+    def send(self, envelope: Envelope, message: FromWorker, prompt: bytes | None = None) -> None: ...
     def flush(self) -> None: ...
     def receive(self) -> list[ForWorker]: ...
     def close(self) -> None: ...
@@ -141,6 +143,8 @@ class EngineClient:
         self._broker = connect(lambda: [make_stream_id(slot, generation, number) for number in self._sinks])
         self._loop: asyncio.AbstractEventLoop | None = None
         self._will_exchange = False
+        self.on_control: Callable[[Control | Answered], object] = lambda _message: None
+        """Hears what an operator says to the fleet, through this worker or another, and what came of it."""
 
     @property
     def num_streams(self) -> int:
@@ -226,6 +230,20 @@ class EngineClient:
                 self._journal.stop(number_of(stream_id))
             self._send(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id, wants_finish=True))
 
+    def new_ticket(self) -> int:
+        """For a Control of this worker."""
+        return make_stream_id(self._slot, self._generation, self._free_number())
+
+    def control(self, message: Control) -> None:
+        """To every engine and every worker, this one among them."""
+        self._send(Envelope(Kind.CONTROL, StreamId(message.ticket)), message)
+
+    def abort_parked(self, request_ids: frozenset[str]) -> None:
+        """End the requests of these ids, or all, that no engine has because theirs was lost."""
+        if self._journal is not None:
+            for number in self._journal.parked_of(request_ids):
+                self._fail(number, ABORTED)
+
     def exchange(self) -> None:
         """Send what this turn of the loop had for the broker, in one piece; take what the broker has sent.
 
@@ -243,11 +261,13 @@ class EngineClient:
                     self._lose([number_of(stream_id) for stream_id in message.stream_ids], ENGINE_LOST)
                 case EngineReady():
                     self._resume_parked()
+                case Control() | Answered():
+                    self.on_control(message)
         if self._journal is not None:
             for number in self._journal.overdue():
                 self._fail(number, ENGINE_LOST)
 
-    def _send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
+    def _send(self, envelope: Envelope, message: FromWorker, prompt: bytes | None = None) -> None:
         """Leaves before the loop sleeps again."""
         self._broker.send(envelope, message, prompt)
         if self._loop is not None and not self._will_exchange:
@@ -464,6 +484,7 @@ class EngineClient:
 
 ENGINE_LOST = StreamError("engine_lost", "the engine that served this request was lost", retry_after_s=5)
 RING_CORRUPT = StreamError("ring_corrupt", "the token stream was damaged on its way")
+ABORTED = StreamError("aborted", "the request was aborted by an operator")
 CRASHED = StreamError("crashed", "internal error")
 
 

@@ -149,7 +149,7 @@ class Choice:
         """The engine's word: everything it will ever say of this stream."""
         self.engine_finish = finish
         if self.finish_reason is None:
-            self.finish_reason = "length" if finish.code == FinishCode.LENGTH else "stop"
+            self.finish_reason = _REASONS[FinishCode(finish.code)]
             if finish.code == FinishCode.STOP and self.stop_token_id is not None:
                 self.stop_reason = self.stop_token_id
         self._record(finish)
@@ -287,6 +287,10 @@ class EmbeddedChoice(CollectedChoice):
         """In order; one that was lost with its engine comes again from its beginning."""
         del self.embedding[piece.offset :]
         self.embedding.extend(piece.values)
+
+
+_REASONS = {FinishCode.STOP: "stop", FinishCode.LENGTH: "length", FinishCode.ABORT: "abort"}
+"""An abort that this worker did not ask for, with a reason of its own, is an operator's; it is vLLM's word for it."""
 
 
 def submit(request: GenerationRequest, choices: Sequence[Choice], client: EngineClient, metrics: WorkerMetrics) -> None:

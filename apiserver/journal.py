@@ -96,6 +96,14 @@ class Journal:
                 self._parked[number] = entry
         return refused
 
+    def parked_of(self, request_ids: frozenset[str]) -> list[int]:
+        """Those that wait for an engine and are of these requests; of any, where there is no id."""
+        return [
+            number
+            for number, entry in self._parked.items()
+            if not request_ids or entry.request.request_id in request_ids
+        ]
+
     def take_parked(self) -> dict[int, Entry]:
         """Everything that waits for an engine; each is to `move` or to `end`."""
         parked, self._parked = self._parked, {}

@@ -105,6 +105,12 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         16384
     )
     response_store_age_s: Annotated[float, Meta(gt=0, description="answers of /v1/responses are stored for")] = 86400.0
+    server_dev_mode: Annotated[
+        bool, Meta(description="serve what an operator needs and nobody else: /abort_requests, /reset_prefix_cache, …")
+    ] = False
+    enable_tokenizer_info_endpoint: Annotated[
+        bool, Meta(description="serve the tokenizer's settings at /tokenizer_info")
+    ] = False
     embedding_pooling: Annotated[
         Literal["last", "mean"],
         Meta(description="what /v1/embeddings gives: the last token's hidden state, or the mean"),
@@ -141,6 +147,10 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     priority_ageing_s: Annotated[
         float, Meta(ge=0, description="a waiting request gains one priority per this long; 0: priorities are strict")
     ] = 30.0
+    torch_profiler_dir: Annotated[
+        str | None,
+        Meta(description="serve /start_profile and /stop_profile, which leave engine traces and worker stacks here"),
+    ] = None
     vllm_python: Annotated[
         str | None,
         Meta(description="engine vllm: interpreter that has vLLM; each engine is a `vllm serve --headless` of it"),

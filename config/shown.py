@@ -24,9 +24,17 @@ def shown_settings(configuration: Configuration) -> list[ShownSetting]:
     found = []
     for field in FIELDS:
         value = getattr(getattr(settings, field.group), field.name)
-        text = f"({len(value)} hidden)" if field.name in SECRET_FIELDS else _shown(value)
+        text = shown_value(field.name, value)
         found.append(ShownSetting(field.group, field.name, text, configuration.origins[field.name]))
     return found
+
+
+def shown_value(name: str, value: object) -> str:
+    """Of the setting of this name."""
+    if name in SECRET_FIELDS:
+        assert isinstance(value, tuple)
+        return f"({len(value)} hidden)"
+    return _shown(value)
 
 
 def secret_digests(configuration: Configuration) -> list[str]:

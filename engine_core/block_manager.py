@@ -165,6 +165,14 @@ class BlockManager:
                 else:
                     self._free.give(block)
 
+    def forget_prefixes(self) -> int:
+        """No later sequence finds K/V of an earlier one; those that run keep what they have. Returns how many blocks were
+        forgotten."""
+        num_forgotten = len(self.cache)
+        for block in self.cache.forget():
+            self._free.give(block)
+        return num_forgotten
+
     def check_integrity(self, num_users: dict[int, int]) -> None:
         """Every block is in exactly one place, and has the users the caller counted. O(num_blocks)."""
         free = {block for start, end in self._free.extents() for block in range(start, end + 1)}

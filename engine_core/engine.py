@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine_core.control import Controls, Profiler
 from engine_core.errors import has_lost_device
 from engine_core.intake import Intake
 from engine_core.metrics import EngineMetrics
@@ -20,7 +21,7 @@ from engine_core.plan import Launched, Runner, StepPlan
 from engine_core.scheduler import Scheduler
 from engine_core.step_output import NO_TOKENS
 from ipc.fleet_page import Cell
-from ipc.messages import Progress
+from ipc.messages import FromEngine, Progress
 from ipc.record import FailureCode
 from ipc.sockets import Inbound
 
@@ -36,7 +37,7 @@ class BrokerSocket(Protocol):
     """The part of ipc.sockets.EngineSocket that is used here."""
 
     def receive(self, timeout_ms: int) -> list[Inbound]: ...
-    def send(self, message: Progress) -> None: ...
+    def send(self, message: FromEngine) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +64,7 @@ class Engine:
         outbox: Outbox,
         cell: Cell,
         metrics: EngineMetrics,
+        profiler: Profiler | None = None,
     ) -> None:
         self._index, self._generation = index, generation
         self._socket = socket
@@ -72,6 +74,8 @@ class Engine:
         self._outbox = outbox
         self._cell = cell
         self._metrics = metrics
+        self._profiler = profiler
+        self._controls = Controls(index, scheduler, intake, profiler)
         self._flight: Flight | None = None
         self._landed_s = 0.0  # when the last pass was seen to be over
         self._num_steps = 0
@@ -89,6 +93,8 @@ class Engine:
         """At most one step. Waits for messages only when there is nothing to compute."""
         self._cell.beat()
         self._intake.take(self._socket.receive(self._wait_ms()))
+        if self._intake.controls:
+            self._obey()
         self._look_at_workers()
         plan = self._scheduler.schedule()
         flight, self._flight = self._flight, None if plan is None else self._launch(plan)
@@ -97,6 +103,11 @@ class Engine:
         if self._flight is None or not self._runner.runs_ahead:
             flight, self._flight = self._flight, None
             self._land(flight)
+
+    def _obey(self) -> None:
+        controls, self._intake.controls = self._intake.controls, []
+        for control in controls:
+            self._socket.send(self._controls.obey(control))
 
     def _wait_ms(self) -> int:
         if self._scheduler.has_work or self._flight:
@@ -160,6 +171,8 @@ class Engine:
             self._cell.steps = self._num_steps
             self._metrics.on_step(flight.plan.num_tokens, time.monotonic() - max(flight.started_s, self._landed_s))
             self._landed_s = time.monotonic()
+            if self._profiler is not None and self._profiler.is_armed:
+                self._profiler.on_step()
         self._cell.has_work = scheduler.has_work
         self._metrics.on_load(
             scheduler.num_running,

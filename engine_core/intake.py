@@ -17,7 +17,7 @@ from engine_core.grammar import GrammarCompiler, GrammarError
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES
-from ipc.messages import NO_LOGPROBS, Abort, AbortWorker, Generate, Pooling, Resume, generation_of, slot_of
+from ipc.messages import NO_LOGPROBS, Abort, AbortWorker, Control, Generate, Pooling, Resume, generation_of, slot_of
 from ipc.record import FailureCode
 from ipc.sockets import Inbound
 
@@ -50,6 +50,8 @@ class Intake:
         # The K/V of the last token is never needed, so one more token fits than the pool has slots.
         self._max_total_len = min(state.max_model_len, scheduler.blocks.num_blocks * state.block_size + 1)
         self._num_arrivals = 0
+        self.controls: list[Control] = []
+        """What an operator wants, for engine_core.control: the engine takes it between two steps."""
 
     @property
     def uncompiled(self) -> list[int]:
@@ -72,6 +74,8 @@ class Intake:
                 case Abort():
                     self._release(message.stream_id)
                     self._scheduler.abort(message.stream_id)
+                case Control():
+                    self.controls.append(message)
                 case AbortWorker():
                     for stream_id in self.uncompiled:
                         if (
@@ -80,6 +84,13 @@ class Intake:
                         ):
                             self._release(stream_id)
                     self._scheduler.abort_slot(message.slot, message.generation)
+
+    def stop_requests(self, request_ids: frozenset[str]) -> int:
+        """As the scheduler's, and of those that wait for their grammars too."""
+        for stream_id, (sequence, _) in list(self._uncompiled.items()):
+            if not request_ids or sequence.request_id in request_ids:
+                self._release(stream_id)
+        return self._scheduler.stop_requests(request_ids)
 
     def _release(self, stream_id: int) -> None:
         """To the scheduler without its grammar, to be ended there at once."""

@@ -60,6 +60,15 @@ class PrefixCache:
         del self._block_of[self._link_of.pop(block)]
         return block
 
+    def forget(self) -> list[int]:
+        """Everything: no chain matches any more. Returns the blocks that were idle, as `evict` would; those in use go on
+        without a name."""
+        idle = list(self._idle)
+        self._idle.clear()
+        self._block_of.clear()
+        self._link_of.clear()
+        return idle
+
     def check_integrity(self) -> None:
         """Both dictionaries say the same, and only cached blocks are idle."""
         assert {link: block for block, link in self._link_of.items()} == self._block_of

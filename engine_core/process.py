@@ -9,12 +9,14 @@ import gc
 import logging
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from config.model_folder import ModelFolder, ModelFolderError
 from config.settings import Settings
 from engine_core.attached import attached_metrics, attached_outbox
 from engine_core.batch_state import BatchState
+from engine_core.control import Profiler
 from engine_core.engine import Engine
 from engine_core.errors import CannotBoot
 from engine_core.grammar import GrammarCompiler
@@ -158,6 +160,15 @@ def check_pool(settings: Settings, model: ModelFolder, runner: Runner) -> None:
     )
 
 
+def _profiler(settings: Settings, index: int) -> Profiler | None:
+    folder = settings.engine.torch_profiler_dir
+    if folder is None or settings.engine.engine == "sim":
+        return None
+    from engine_core.torch_profiler import TorchProfiler
+
+    return TorchProfiler(Path(folder), index)
+
+
 def _build_engine(
     settings: Settings,
     model: ModelFolder,
@@ -181,4 +192,5 @@ def _build_engine(
         metrics=attached_metrics(
             handles, model_name=model.name, block_size=settings.engine.block_size, num_blocks=runner.num_blocks
         ),
+        profiler=_profiler(settings, handles.index),
     )

@@ -127,7 +127,7 @@ class Scheduler:
             self._end(sequence)
 
     def stop(self, stream_id: int, now_ns: int | None = None) -> None:
-        """Its worker has found a stop string: end it now, with a finish that has its counts."""
+        """Its worker has found a stop string, or an operator wants it: end it now, with a finish that has its counts."""
         sequence = self._sequences.get(stream_id)
         if sequence is None:
             return  # its own finish is on the way
@@ -140,6 +140,13 @@ class Scheduler:
         )
         self._endings.append(Ending(sequence.slot, finish))
         self._end(sequence)
+
+    def stop_requests(self, request_ids: frozenset[str]) -> int:
+        """An operator ends the requests of these ids, or all where there is none; returns how many those were."""
+        found = [s for s in self._sequences.values() if not request_ids or s.request_id in request_ids]
+        for sequence in found:
+            self.stop(sequence.stream_id)
+        return len({sequence.request_id for sequence in found})
 
     def abort_slot(self, slot: int, generation: int) -> None:
         """The worker in this slot is of another generation now: older streams have no reader."""

@@ -9,6 +9,7 @@ outlive its worker's connection to the client.
     an engine dies or is replaced         the workers whose streams it ran get one EngineLost each
     an engine takes requests (again)      every worker hears EngineReady, and resumes there what it had lost
     no engine is connected                Generate is answered with Rejected(no_engine)
+    an operator says something            every engine and every worker hears it; who asked gets the engines' answers
     this broker is new                    streams that a worker has and no engine knows are reported as lost
 
 Restart policy: always. Stop deadline: none, it owes nobody anything once the workers are gone.
@@ -26,12 +27,15 @@ from ipc import parcel
 from ipc.admission import Admission, Refusal
 from ipc.broker_metrics import BrokerMetrics
 from ipc.codec import decode_for_broker
+from ipc.fan_out import FanOut
 from ipc.fleet_page import FleetPage, State
 from ipc.handles import BrokerHandles
 from ipc.messages import (
     Abort,
     AbortWorker,
     Announce,
+    Answered,
+    EngineAnswer,
     EngineHello,
     EngineLost,
     EngineReady,
@@ -89,6 +93,7 @@ class Broker:
         self._generation_of_slot: dict[int, int] = {}
         self._outgoing: dict[int, list[bytes]] = defaultdict(list)  # parcels per engine, sent at the end of the turn
         self._unclaimed: dict[int, float] = {}  # announced stream -> when it counts as lost
+        self._fan_out = FanOut()
         self._given_up: set[int] = set()  # reported as lost: aborted if an engine claims them after all
         self._metrics = BrokerMetrics(Segment.attach(handles.metrics_fd).view, handles.model_name)
         self._next_look_s = 0.0
@@ -187,6 +192,8 @@ class Broker:
             message = decode_for_broker(parcel.body_of(received))
             assert isinstance(message, Announce)
             self._on_announce(identity, message)
+        elif envelope.kind == Kind.CONTROL:
+            self._on_control(identity, received, envelope)
 
     def _on_generate(self, identity: bytes, received: bytes, envelope: Envelope, *, is_bounded: bool = True) -> None:
         slot = slot_of(envelope.stream_id)
@@ -213,6 +220,20 @@ class Broker:
         if engine is not None:
             self._send_to_engine(engine.index, received)  # its end comes back as Progress
 
+    def _on_control(self, identity: bytes, received: bytes, envelope: Envelope) -> None:
+        """To everybody, the worker that asks among them."""
+        self._identity_of_slot[slot_of(envelope.stream_id)] = identity
+        for slot, worker in self._identity_of_slot.items():
+            self._show(b">worker %d" % slot, received)
+            self._workers.send_multipart([worker, received])
+        for index in self._admission.engines:
+            self._send_to_engine(index, received)
+        self._tell_answered(self._fan_out.ask(envelope.stream_id, self._admission.engines))
+
+    def _tell_answered(self, answered: Answered | None) -> None:
+        if answered is not None:
+            self._send_to_worker(slot_of(answered.ticket), Kind.ANSWERED, answered)
+
     def _on_announce(self, identity: bytes, announce: Announce) -> None:
         self._identity_of_slot[announce.slot] = identity
         lost_at_s = time.monotonic() + LOST_AFTER_S
@@ -232,6 +253,8 @@ class Broker:
                 self._admission.end(stream_id)
         elif isinstance(message, EngineHello):
             self._on_hello(identity, message)
+        elif isinstance(message, EngineAnswer):
+            self._tell_answered(self._fan_out.take(message))
 
     def _on_hello(self, identity: bytes, hello: EngineHello) -> None:
         known = self._admission.engines.get(hello.engine)
@@ -268,6 +291,8 @@ class Broker:
         for stream_id in self._admission.disconnect(index):
             by_slot[slot_of(stream_id)].append(stream_id)
         self._tell_lost(index, by_slot)
+        for answered in self._fan_out.lose(index):
+            self._tell_answered(answered)
 
     def _tell_lost(self, index: int, by_slot: dict[int, list[int]]) -> None:
         """And, if there is one, that another engine would take them."""

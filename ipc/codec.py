@@ -2,14 +2,12 @@
 
 import msgspec
 
-from ipc.messages import Announce, EngineHello, ForEngine, ForWorker, Message, Progress
+from ipc.messages import ForBroker, ForEngine, ForWorker, Message
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ForWorker] = msgspec.msgpack.Decoder(ForWorker)
 _to_engine: msgspec.msgpack.Decoder[ForEngine] = msgspec.msgpack.Decoder(ForEngine)
-_to_broker: msgspec.msgpack.Decoder[Announce | EngineHello | Progress] = msgspec.msgpack.Decoder(
-    Announce | EngineHello | Progress
-)
+_to_broker: msgspec.msgpack.Decoder[ForBroker] = msgspec.msgpack.Decoder(ForBroker)
 
 
 def encode(message: Message) -> bytes:
@@ -25,5 +23,5 @@ def decode_for_engine(body: bytes) -> ForEngine:
     return _to_engine.decode(body)
 
 
-def decode_for_broker(body: bytes) -> Announce | EngineHello | Progress:
+def decode_for_broker(body: bytes) -> ForBroker:
     return _to_broker.decode(body)

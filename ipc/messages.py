@@ -3,6 +3,9 @@
     worker  ── Generate, Resume, Abort, Announce ──►  broker  ── Generate, Resume, Abort, AbortWorker ──►  engine
     worker  ◄── Rejected, EngineLost, EngineReady ──  broker  ◄── EngineHello, Progress ─────────────────  engine
 
+    worker  ── Control ──►  broker  ── Control ──►  every engine and every worker
+    worker  ◄── Answered ─  broker  ◄── EngineAnswer ──  every engine
+
 A request travels as a parcel (ipc.parcel): the envelope (fixed bytes, all that the broker reads), the body (MessagePack,
 `Generate` or another message), and for `Generate` and `Resume` token ids (raw little-endian u32). The broker forwards
 body and ids unopened.
@@ -176,11 +179,58 @@ class EngineReady(Struct, frozen=True, array_like=True, tag=10, kw_only=True):
     engine: int
 
 
+class Action(IntEnum):
+    """What an operator may ask of the whole fleet."""
+
+    ABORT_REQUESTS = 1  # with a finish of code ABORT
+    RESET_PREFIX_CACHE = 2  # no later request finds K/V of an earlier one; running requests go on
+    START_PROFILE = 3
+    STOP_PROFILE = 4
+
+
+class ProfileOptions(Struct, frozen=True, array_like=True, kw_only=True):
+    """Of one profile. Steps are an engine's."""
+
+    prefix: str = ""  # of the names of its files
+    delay_iterations: int = 0  # steps before it begins
+    max_iterations: int = 0  # steps until it ends; 0: when it is stopped
+
+
+class Control(Struct, frozen=True, array_like=True, tag=11, kw_only=True):
+    """An operator's word, through any worker, to all engines and all workers."""
+
+    ticket: int  # a stream id of the worker that asks, which names the question and where the answers go
+    action: int
+    request_ids: tuple[str, ...] = ()  # ABORT_REQUESTS: those of these ids; (): all
+    profile: ProfileOptions = ProfileOptions()
+
+
+class EngineAnswer(Struct, frozen=True, array_like=True, tag=12, kw_only=True):
+    """What came of a Control in one engine."""
+
+    engine: int
+    ticket: int
+    count: int = 0  # requests aborted, blocks forgotten, traces begun or written
+    fault: str = ""  # why it could not be done, in one line
+
+
+class Answered(Struct, frozen=True, array_like=True, tag=13, kw_only=True):
+    """What came of a Control in all engines that were there and still are."""
+
+    ticket: int
+    answers: tuple[EngineAnswer, ...] = ()
+
+
 Message = (
     Generate | Abort | Announce | Rejected | EngineLost | EngineHello | Progress | AbortWorker | Resume | EngineReady
-)
-ForWorker = Rejected | EngineLost | EngineReady
-ForEngine = Generate | Resume | Abort | AbortWorker
+    | Control | EngineAnswer | Answered
+)  # fmt: skip
+FromWorker = Generate | Resume | Abort | Control
+FromEngine = Progress | EngineAnswer
+ForWorker = Rejected | EngineLost | EngineReady | Control | Answered
+ForEngine = Generate | Resume | Abort | AbortWorker | Control
+ForBroker = Announce | EngineHello | Progress | EngineAnswer
+"""Of which it opens the body."""
 
 
 class Kind(IntEnum):
@@ -196,6 +246,9 @@ class Kind(IntEnum):
     ABORT_WORKER = 8
     RESUME = 9
     ENGINE_READY = 10
+    CONTROL = 11
+    ENGINE_ANSWER = 12
+    ANSWERED = 13
 
 
 _ENVELOPE = struct.Struct("<BBHiIIQQdI")

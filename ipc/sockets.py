@@ -14,16 +14,15 @@ from ipc import parcel
 from ipc.codec import decode_for_engine, decode_for_worker
 from ipc.messages import (
     PROTOCOL_VERSION,
-    Abort,
     Announce,
     EngineHello,
     Envelope,
     ForEngine,
     ForWorker,
-    Generate,
+    FromEngine,
+    FromWorker,
     Kind,
     Progress,
-    Resume,
 )
 
 
@@ -94,7 +93,7 @@ class WorkerSocket:
         """Readable when `receive` may have something. Edge-triggered: `receive` after every wake and every flush."""
         return int(self._socket.getsockopt(zmq.FD))
 
-    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
+    def send(self, envelope: Envelope, message: FromWorker, prompt: bytes | None = None) -> None:
         """Put one message down; it leaves with the next `flush`."""
         self._outgoing.append(parcel.pack(envelope, message, prompt or b""))
 
@@ -148,9 +147,10 @@ class EngineSocket:
             for received in self._dealer.receive_parcels()
         ]
 
-    def send(self, message: Progress) -> None:
+    def send(self, message: FromEngine) -> None:
         """Queue one message; never blocks."""
-        self._socket.send(parcel.pack(Envelope(Kind.PROGRESS), message))
+        kind = Kind.PROGRESS if isinstance(message, Progress) else Kind.ENGINE_ANSWER
+        self._socket.send(parcel.pack(Envelope(kind), message))
 
     def close(self) -> None:
         self._dealer.close()

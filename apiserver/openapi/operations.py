@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from apiserver.schema.embeddings import EmbeddingRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest
+from apiserver.schema.operator_requests import AbortRequest, StartProfileRequest
 from apiserver.schema.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from apiserver.schema.response_requests import ResponseRequest
 from apiserver.schema.token_requests import GenerateRequest
@@ -50,6 +51,17 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("POST", "/tokenize"): Operation("tokens", "Token ids of a text or a chat", TokenizeRequest),
     ("POST", "/detokenize"): Operation("tokens", "The text of token ids", DetokenizeRequest),
+    ("POST", "/abort_requests"): Operation("operator", "End requests of any worker", AbortRequest, may_fail_as=_PROBE),
+    ("POST", "/inference/v1/abort_requests"): Operation(
+        "operator", "End these requests of any worker", AbortRequest, may_fail_as=_PROBE
+    ),
+    ("POST", "/reset_prefix_cache"): Operation("operator", "Forget the K/V of all prompts", may_fail_as=_PROBE),
+    ("POST", "/start_profile"): Operation(
+        "operator", "Profile the engines and the workers", StartProfileRequest, may_fail_as=_PROBE
+    ),
+    ("POST", "/stop_profile"): Operation("operator", "Write the profiles", may_fail_as=(400, 503)),
+    ("GET", "/server_info"): Operation("facts", "The configuration, without secrets", may_fail_as=(400,)),
+    ("GET", "/tokenizer_info"): Operation("facts", "The tokenizer's settings"),
     ("GET", "/health"): Operation("probes", "Would a request sent now be served?", may_fail_as=_PROBE),
     ("GET", "/ping"): Operation("probes", "As /health", may_fail_as=_PROBE),
     ("POST", "/ping"): Operation("probes", "As /health", may_fail_as=_PROBE),

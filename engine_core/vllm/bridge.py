@@ -29,7 +29,19 @@ from engine_core.vllm.wire import (
 )
 from ipc.block_hash import HASH_BYTES
 from ipc.fleet_page import Cell
-from ipc.messages import NO_LIMIT, Abort, AbortWorker, Generate, Progress, Resume, generation_of, slot_of
+from ipc.messages import (
+    NO_LIMIT,
+    Abort,
+    AbortWorker,
+    Action,
+    Control,
+    EngineAnswer,
+    Generate,
+    Progress,
+    Resume,
+    generation_of,
+    slot_of,
+)
 from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, FinishCode, Scored
 from ipc.sockets import EngineSocket, Inbound
 
@@ -118,13 +130,33 @@ class Bridge:
                 self._add(message.stream_id, message.request, inbound.prompt, num_delivered=message.num_output_tokens)
             case Abort(stream_id=stream_id, wants_finish=wants_finish):
                 stream = self._streams.get(_request_id(stream_id))
-                if stream is not None:
+                if stream is not None and wants_finish:
+                    self._stop([stream])
+                elif stream is not None:
                     self._drop([stream])
-                    if wants_finish:
-                        finish = stream.finish(FinishCode.ABORT, ended_s=time.monotonic())
-                        self._endings.append(Ending(stream.slot, finish, _output_ids(stream)))
             case AbortWorker(slot=slot, generation=generation):
                 self._abort_slot(slot, generation)
+            case Control() as control:
+                self._socket.send(self._obey(control))
+
+    def _obey(self, control: Control) -> EngineAnswer:
+        """What an operator wants of all engines. vLLM's own cache and profiler are its own server's business."""
+        count, fault = 0, ""
+        if control.action == Action.ABORT_REQUESTS:
+            ids = frozenset(control.request_ids)
+            streams = [stream for stream in self._streams.values() if not ids or stream.client_request_id in ids]
+            self._stop(streams)
+            count = len({stream.client_request_id for stream in streams})
+        elif control.action == Action.RESET_PREFIX_CACHE:
+            fault = "the engine vllm keeps its prefix cache"
+        return EngineAnswer(engine=self._index, ticket=control.ticket, count=count, fault=fault)
+
+    def _stop(self, streams: Sequence[Stream]) -> None:
+        """End these now, each with a finish that has its counts."""
+        self._drop(streams)
+        for stream in streams:
+            finish = stream.finish(FinishCode.ABORT, ended_s=time.monotonic())
+            self._endings.append(Ending(stream.slot, finish, _output_ids(stream)))
 
     def _add(self, stream_id: int, request: Generate, ids: bytes, *, num_delivered: int) -> None:
         reader_generation = self._outbox.reader_generation(slot_of(stream_id))

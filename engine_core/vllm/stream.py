@@ -16,6 +16,7 @@ class Stream:
         "_num_prompt",
         "_queued_s",
         "_scheduled_s",
+        "client_request_id",
         "deadline_s",
         "has_logprobs",
         "is_streaming",
@@ -37,6 +38,7 @@ class Stream:
         now_s: float,
     ) -> None:
         self.request_id, self.stream_id = request_id, stream_id
+        self.client_request_id = request.request_id
         self.slot, self.number = slot_of(stream_id), number_of(stream_id)
         self.is_streaming = request.is_streaming
         self.has_logprobs = request.sampling.num_logprobs != NO_LOGPROBS

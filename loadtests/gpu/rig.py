@@ -20,7 +20,7 @@ from engine_core.outbox import Outbox
 from engine_core.scheduler import Scheduler
 from ipc.block_hash import chain
 from ipc.fleet_page import FleetPage
-from ipc.messages import Generate, Progress, SamplingParams, make_stream_id
+from ipc.messages import FromEngine, Generate, SamplingParams, make_stream_id
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import unpack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
@@ -41,7 +41,7 @@ class Inbox:
         self.waiting.clear()
         return inbound
 
-    def send(self, message: Progress) -> None:
+    def send(self, message: FromEngine) -> None:
         pass
 
 

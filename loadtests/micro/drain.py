@@ -38,7 +38,7 @@ from config.model_folder import ModelFolder, read_model_folder
 from config.settings import ModelSettings, ServerSettings
 from engine_core.model_source import find_model
 from ipc.doorbell import Doorbell
-from ipc.messages import Abort, Envelope, ForWorker, Generate, Resume, SamplingParams
+from ipc.messages import Envelope, ForWorker, FromWorker, SamplingParams
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import Finish, FinishCode, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
@@ -75,7 +75,7 @@ class SilentBroker:
     def __init__(self) -> None:
         self.fd = Doorbell.create().fd
 
-    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
+    def send(self, envelope: Envelope, message: FromWorker, prompt: bytes | None = None) -> None:
         pass
 
     def flush(self) -> None:

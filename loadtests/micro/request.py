@@ -39,7 +39,7 @@ from ipc.codec import encode
 from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
 from ipc.fleet_page import FleetPage
-from ipc.messages import Abort, Envelope, ForWorker, Generate, Resume, number_of
+from ipc.messages import Envelope, ForWorker, FromWorker, number_of
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import NO_STOP_TOKEN, Finish, FinishCode, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
@@ -64,7 +64,7 @@ class OneTokenBroker:
     def fd(self) -> int:
         return self._fd.fd
 
-    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
+    def send(self, envelope: Envelope, message: FromWorker, prompt: bytes | None = None) -> None:
         envelope.pack()
         encode(message)
         if not self._numbers:

@@ -12,7 +12,11 @@ from ipc.codec import decode_for_broker, decode_for_engine, decode_for_worker, e
 from ipc.messages import (
     Abort,
     AbortWorker,
+    Action,
     Announce,
+    Answered,
+    Control,
+    EngineAnswer,
     EngineHello,
     EngineLost,
     EngineReady,
@@ -20,6 +24,7 @@ from ipc.messages import (
     Generate,
     Kind,
     Message,
+    ProfileOptions,
     Progress,
     Rejected,
     Resume,
@@ -75,6 +80,19 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
         ],
     ),
     (EngineReady(engine=1), [10, 1]),
+    (
+        Control(ticket=STREAM, action=Action.ABORT_REQUESTS, request_ids=("a", "b")),
+        [11, STREAM, 1, ["a", "b"], ["", 0, 0]],
+    ),
+    (
+        Control(ticket=STREAM, action=Action.START_PROFILE, profile=ProfileOptions(prefix="p", max_iterations=4)),
+        [11, STREAM, 3, [], ["p", 0, 4]],
+    ),
+    (EngineAnswer(engine=1, ticket=STREAM, count=2, fault="no"), [12, 1, STREAM, 2, "no"]),
+    (
+        Answered(ticket=STREAM, answers=(EngineAnswer(engine=0, ticket=STREAM),)),
+        [13, STREAM, [[12, 0, STREAM, 0, ""]]],
+    ),
 ]  # fmt: skip
 
 
@@ -85,9 +103,9 @@ def test_messages_are_plain_msgpack_arrays(message: Message, plain: list[Any]) -
 
 def test_each_receiver_decodes_its_own_messages() -> None:
     decoders = {
-        decode_for_engine: (Generate, Resume, Abort, AbortWorker),
-        decode_for_worker: (Rejected, EngineLost, EngineReady),
-        decode_for_broker: (Announce, EngineHello, Progress),
+        decode_for_engine: (Generate, Resume, Abort, AbortWorker, Control),
+        decode_for_worker: (Rejected, EngineLost, EngineReady, Control, Answered),
+        decode_for_broker: (Announce, EngineHello, Progress, EngineAnswer),
     }
     for decode, kinds in decoders.items():
         for message, _ in MESSAGES:

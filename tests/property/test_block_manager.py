@@ -50,6 +50,15 @@ class BlockManagerMachine(RuleBasedStateMachine):
         assert block not in in_use
         owner.append(block)
 
+    @rule()
+    def forget_prefixes(self) -> None:
+        num_cached, num_available = len(self.manager.cache), self.manager.num_available
+
+        assert self.manager.forget_prefixes() == num_cached
+
+        assert (len(self.manager.cache), self.manager.num_available) == (0, num_available)
+        self.link_of.clear()
+
     @rule(owner=owners)
     def publish(self, owner: list[int]) -> None:
         for block in owner:

@@ -17,7 +17,7 @@ from apiserver.metrics import WorkerMetrics
 from apiserver.token_table import TokenTable
 from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
-from ipc.messages import Abort, Envelope, ForWorker, Generate, Resume, StreamId
+from ipc.messages import Abort, Envelope, ForWorker, FromWorker, Generate, Resume, StreamId
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import NO_STOP_TOKEN, Failure, Finish, FinishCode, Scored, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
@@ -48,13 +48,13 @@ class ScriptedBroker:
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK)
-        self.sent: list[Generate | Resume | Abort] = []
+        self.sent: list[FromWorker] = []
         self.prompts: list[bytes | None] = []
         self.envelopes: list[Envelope] = []
         self.inbox: list[ForWorker] = []
         self.in_flight: Callable[[], list[int]] = list
 
-    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
+    def send(self, envelope: Envelope, message: FromWorker, prompt: bytes | None = None) -> None:
         self.envelopes.append(envelope)
         self.sent.append(message)
         self.prompts.append(prompt)

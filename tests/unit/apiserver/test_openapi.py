@@ -13,7 +13,7 @@ from apiserver.app import routes_of
 from apiserver.openapi.document import UndocumentedRoutes, document
 from apiserver.openapi.operations import OPERATIONS
 from apiserver.schema.unsupported import TABLES
-from config.settings import ServerSettings
+from config.settings import EngineSettings, ServerSettings
 from tests.unit.apiserver.worker_rig import WorkerRig, make_model_folder
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
@@ -42,7 +42,12 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> WorkerRig:
-    return WorkerRig(make_model_folder(tmp_path_factory.mktemp("models") / "tiny"))
+    """With every route that can be switched on."""
+    return WorkerRig(
+        make_model_folder(tmp_path_factory.mktemp("models") / "tiny"),
+        server=ServerSettings(server_dev_mode=True, enable_tokenizer_info_endpoint=True),
+        engine=EngineSettings(torch_profiler_dir="profiles"),
+    )
 
 
 @pytest.fixture(scope="module")

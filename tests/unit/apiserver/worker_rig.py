@@ -18,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from apiserver.app import build_app
 from apiserver.engine_client import EngineClient
+from apiserver.journal import Journal
 from apiserver.keyring import Keyring
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded, preload
@@ -25,11 +26,24 @@ from apiserver.responses.store import ResponseStore
 from apiserver.services import Services
 from apiserver.tracing import RequestTracer
 from config.model_folder import ModelFolder, read_model_folder
-from config.settings import ModelSettings, ServerSettings, Settings
+from config.settings import EngineSettings, ModelSettings, ServerSettings, Settings
 from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
 from ipc.fleet_page import FleetPage, State
-from ipc.messages import Abort, EngineLost, Envelope, ForWorker, Generate, Rejected, Resume, number_of
+from ipc.messages import (
+    Abort,
+    Answered,
+    Control,
+    EngineAnswer,
+    EngineLost,
+    Envelope,
+    ForWorker,
+    FromWorker,
+    Generate,
+    Rejected,
+    Resume,
+    number_of,
+)
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import NO_STOP_TOKEN, Embedding, Failure, Finish, FinishCode, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
@@ -87,6 +101,9 @@ class ScriptedEngine:
         self.requests: list[Generate] = []
         self.prompts: list[list[int]] = []
         self.aborted: list[int] = []
+        self.controls: list[Control] = []
+        self.control_answers: tuple[EngineAnswer, ...] | None = (EngineAnswer(engine=0, ticket=0, count=1),)
+        """What the engines say to an operator; None: nothing."""
         self.client: EngineClient | None = None
         self._doorbell = Doorbell.create()
         self._inbox: list[ForWorker] = []
@@ -95,12 +112,15 @@ class ScriptedEngine:
     def fd(self) -> int:
         return self._doorbell.fd
 
-    def send(self, envelope: Envelope, message: Generate | Resume | Abort, prompt: bytes | None = None) -> None:
+    def send(self, envelope: Envelope, message: FromWorker, prompt: bytes | None = None) -> None:
         assert not isinstance(message, Resume)
         if isinstance(message, Abort):
             self.aborted.append(message.stream_id)
             if message.wants_finish:
                 asyncio.get_running_loop().call_soon(self.finish, message.stream_id, 0, FinishCode.ABORT)
+            return
+        if isinstance(message, Control):
+            self._answer_control(message)
             return
         ids = array("I", prompt or b"").tolist()
         assert len(ids) == envelope.num_prompt_tokens
@@ -117,6 +137,14 @@ class ScriptedEngine:
 
     def close(self) -> None:
         pass
+
+    def _answer_control(self, control: Control) -> None:
+        assert self.client is not None
+        self.controls.append(control)
+        self._inbox.append(control)
+        if self.control_answers is not None:
+            self._inbox.append(Answered(ticket=control.ticket, answers=self.control_answers))
+        asyncio.get_running_loop().call_soon(self.client.exchange)
 
     def _answer(self, message: Generate, prompt: list[int]) -> None:
         result = self.script(message, prompt)
@@ -173,12 +201,14 @@ class WorkerRig:
         *,
         text: str = "Hello world!",
         server: ServerSettings | None = None,
+        engine: EngineSettings | None = None,
         preloaded: Preloaded | None = None,
         tracer: RequestTracer | None = None,
         has_store: bool = True,
         keyring: Keyring | None = None,
+        journal: bool = False,
     ) -> None:
-        settings = Settings(server=server or ServerSettings())
+        settings = Settings(server=server or ServerSettings(), engine=engine or EngineSettings())
         self.model: ModelFolder = read_model_folder(folder, ModelSettings(served_model_name=("tiny", "alias")))
         self.preloaded = preloaded or preload(self.model)
         view = memoryview(bytearray(ring_segment_bytes(1 << 20)))
@@ -193,6 +223,7 @@ class WorkerRig:
             connect=lambda _in_flight: self.engine,
             block_size=16,
             enable_prefix_caching=True,
+            journal=Journal(timeout_s=60.0, max_log_bytes=1 << 20) if journal else None,
         )
         self.engine.client = self.client
         self.page = page = create_metrics_segment("worker").view

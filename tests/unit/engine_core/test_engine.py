@@ -1,5 +1,6 @@
 """Engine: one turn end to end, with real rings and pages; the broker and the model are fakes."""
 
+from array import array
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from engine_core.batch_state import BatchState
+from engine_core.control import ProfilerFault
 from engine_core.engine import IDLE_MS, MAX_FAILED_STEPS, OVERFLOW_RETRY_MS, Engine
 from engine_core.grammar import GrammarCompiler
 from engine_core.intake import Intake
@@ -15,11 +17,23 @@ from engine_core.metrics import EngineMetrics
 from engine_core.outbox import Outbox
 from engine_core.plan import StepPlan, StepResult
 from engine_core.scheduler import Scheduler
+from ipc.block_hash import chain
 from ipc.exposition import Exposition
 from ipc.fleet_page import FleetPage
-from ipc.messages import Abort, Generate, Progress, SamplingParams, make_stream_id
+from ipc.messages import (
+    Abort,
+    Action,
+    Control,
+    EngineAnswer,
+    FromEngine,
+    Generate,
+    ProfileOptions,
+    Progress,
+    SamplingParams,
+    make_stream_id,
+)
 from ipc.metrics_page import create_metrics_segment
-from ipc.record import FailureCode, StepRecord, unpack_record
+from ipc.record import FailureCode, FinishCode, StepRecord, unpack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
 from ipc.sockets import Inbound
 
@@ -31,13 +45,17 @@ class FakeSocket:
         self.inbox: deque[list[Inbound]] = deque()
         self.waits_ms: list[int] = []
         self.sent: list[Progress] = []
+        self.answers: list[EngineAnswer] = []
 
     def receive(self, timeout_ms: int) -> list[Inbound]:
         self.waits_ms.append(timeout_ms)
         return self.inbox.popleft() if self.inbox else []
 
-    def send(self, message: Progress) -> None:
-        self.sent.append(message)
+    def send(self, message: FromEngine) -> None:
+        if isinstance(message, EngineAnswer):
+            self.answers.append(message)
+        else:
+            self.sent.append(message)
 
 
 class FakeRunner:
@@ -96,8 +114,29 @@ class SilentBell:
     def ring(self) -> None: ...
 
 
+class BrokenProfiler:
+    is_armed = True
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+
+    def start(self, options: ProfileOptions) -> None:
+        raise ProfilerFault("taken already")
+
+    def on_step(self) -> None:
+        self.num_steps += 1
+
+    def stop(self) -> None:
+        raise OSError("disk full")
+
+
 class Rig:
-    def __init__(self, max_overflow_bytes: int = 1 << 20, runner: FakeRunner | AheadRunner | None = None) -> None:
+    def __init__(
+        self,
+        max_overflow_bytes: int = 1 << 20,
+        runner: FakeRunner | AheadRunner | None = None,
+        profiler: BrokenProfiler | None = None,
+    ) -> None:
         self.view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
         format_ring(self.view, RING_BYTES)
         self.reader = RingReader(self.view, 1)
@@ -122,9 +161,12 @@ class Rig:
             outbox=outbox,
             cell=self.cell,
             metrics=EngineMetrics(self.metrics.view, model_name="m", engine=0, block_size=16, num_blocks=64),
+            profiler=profiler,
         )
 
-    def generate(self, *numbers: int, generation: int = 1, max_tokens: int = 2, **fields: Any) -> None:
+    def generate(
+        self, *numbers: int, generation: int = 1, max_tokens: int = 2, prompt: bytes = b"\5\0\0\0" * 3, **fields: Any
+    ) -> None:
         """Any: fields of Generate."""
         self.socket.inbox.append(
             [
@@ -135,11 +177,14 @@ class Rig:
                         sampling=SamplingParams(max_tokens=max_tokens),
                         **fields,
                     ),
-                    b"\5\0\0\0" * 3,
+                    prompt,
                 )
                 for number in numbers
             ]
         )
+
+    def tell(self, action: Action, request_ids: tuple[str, ...] = ()) -> None:
+        self.socket.inbox.append([Inbound(Control(ticket=7, action=action, request_ids=request_ids), b"")])
 
     def read(self) -> list[StepRecord]:
         records = [unpack_record(payload) for payload in self.reader.poll()]
@@ -162,6 +207,71 @@ def test_a_request_runs_to_its_finish_and_the_broker_hears_of_both_ends_once() -
         Progress(engine=0, generation=4, started=streams),
         Progress(engine=0, generation=4, ended=streams),
     ]
+
+
+def test_an_operator_ends_requests_by_their_ids_and_their_finish_says_so() -> None:
+    rig = Rig()
+    rig.generate(1, 2, max_tokens=50)
+    for _ in range(3):
+        rig.engine.turn()
+    rig.read()
+    rig.tell(Action.ABORT_REQUESTS, request_ids=("r",))
+
+    rig.engine.turn()
+
+    finishes = [finish for record in rig.read() for finish in record.finishes]
+    assert [(finish.code, finish.num_output_tokens) for finish in finishes] == [(FinishCode.ABORT, 3)] * 2
+    assert rig.socket.answers == [EngineAnswer(engine=0, ticket=7, count=1)], "two streams of one request"
+    assert not rig.scheduler.has_work
+
+
+def test_an_operator_ends_no_other_request_and_without_an_id_all() -> None:
+    rig = Rig()
+    rig.generate(1, max_tokens=50)
+    rig.tell(Action.ABORT_REQUESTS, request_ids=("other",))
+    for _ in range(2):
+        rig.engine.turn()
+    assert rig.scheduler.has_work
+
+    rig.tell(Action.ABORT_REQUESTS)
+    rig.engine.turn()
+
+    assert not rig.scheduler.has_work
+    assert [answer.count for answer in rig.socket.answers] == [0, 1]
+
+
+def test_forgotten_prefixes_are_computed_again_and_who_runs_goes_on() -> None:
+    rig = Rig()
+    prompt = array("I", range(1, 34))
+    hashes = chain(prompt.tobytes(), 16)
+    for number in (1, 2):
+        rig.generate(number, prompt=prompt.tobytes(), max_tokens=9 if number == 1 else 1, block_hashes=hashes)
+        rig.engine.turn()
+    rig.tell(Action.RESET_PREFIX_CACHE)
+    rig.engine.turn()
+    rig.generate(3, prompt=prompt.tobytes(), max_tokens=1, block_hashes=hashes)
+    for _ in range(9):
+        rig.engine.turn()
+
+    finishes = {finish.stream: finish for record in rig.read() for finish in record.finishes}
+    assert {stream: finish.num_cached_tokens for stream, finish in finishes.items()} == {1: 0, 2: 32, 3: 0}
+    assert finishes[1].num_output_tokens == 9
+    assert rig.socket.answers == [EngineAnswer(engine=0, ticket=7, count=2)]
+    rig.scheduler.check_integrity()
+
+
+def test_a_profiler_that_fails_is_an_answer_and_the_engine_goes_on() -> None:
+    profiler = BrokenProfiler()
+    rig = Rig(profiler=profiler)
+    rig.generate(1)
+    rig.tell(Action.START_PROFILE)
+    rig.tell(Action.STOP_PROFILE)
+    for _ in range(4):
+        rig.engine.turn()
+
+    assert [answer.fault for answer in rig.socket.answers] == ["taken already", "OSError: disk full"]
+    assert profiler.num_steps == 2
+    assert rig.read()[-1].finishes
 
 
 def test_it_waits_for_messages_only_without_work() -> None:

@@ -16,7 +16,20 @@ from engine_core.vllm.layouts import LAYOUTS
 from engine_core.vllm.link import EngineGone
 from engine_core.vllm.wire import ENGINE_CORE_DEAD, FinishReason, Wire
 from ipc.fleet_page import FleetPage
-from ipc.messages import Abort, AbortWorker, Generate, Progress, Resume, SamplingParams, make_stream_id
+from ipc.messages import (
+    Abort,
+    AbortWorker,
+    Action,
+    Control,
+    EngineAnswer,
+    ForEngine,
+    FromEngine,
+    Generate,
+    Progress,
+    Resume,
+    SamplingParams,
+    make_stream_id,
+)
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import NO_STOP_TOKEN, FailureCode, FinishCode, StepRecord, unpack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
@@ -64,13 +77,17 @@ class Broker:
         self.pollable = context.socket(zmq.PULL)
         self.inbox: list[Inbound] = []
         self.progress: list[Progress] = []
+        self.answers: list[EngineAnswer] = []
 
     def receive(self, timeout_ms: int) -> list[Inbound]:
         received, self.inbox = self.inbox, []
         return received
 
-    def send(self, message: Progress) -> None:
-        self.progress.append(message)
+    def send(self, message: FromEngine) -> None:
+        if isinstance(message, EngineAnswer):
+            self.answers.append(message)
+        else:
+            self.progress.append(message)
 
 
 class SilentBell:
@@ -94,7 +111,7 @@ class Rig:
             eos_token_ids=(EOS,), step_timeout_s=60.0,
         )  # fmt: skip
 
-    def send(self, message: Generate | Resume | Abort | AbortWorker, *ids: int) -> None:
+    def send(self, message: ForEngine, *ids: int) -> None:
         self.broker.inbox.append(Inbound(message, np.array(ids, "<u4").tobytes()))
         self.look()
 
@@ -102,7 +119,7 @@ class Rig:
         """The id by which vLLM knows it."""
         sampling = SamplingParams(**{"max_tokens": 9, "temperature": 0.0, **fields.pop("sampling", {})})
         stream_id = make_stream_id(0, 1, number)
-        self.send(Generate(stream_id=stream_id, request_id="r", sampling=sampling, **fields), 5, 6, 7)
+        self.send(Generate(**{"stream_id": stream_id, "request_id": "r", "sampling": sampling, **fields}), 5, 6, 7)
         return f"{stream_id:x}"
 
     def look(self) -> None:
@@ -203,6 +220,21 @@ def test_what_nobody_wants_is_aborted_and_nothing_more_of_it_comes(rig: Rig) -> 
 
     assert rig.core.aborted == [silent, counted, orphan] and record.tokens == []
     assert [(f.stream, f.code) for f in record.finishes] == [(2, FinishCode.ABORT)]
+
+
+def test_an_operator_ends_requests_by_their_own_ids(rig: Rig) -> None:
+    name, other = rig.ask(1, request_id="a"), rig.ask(2, request_id="b")
+    rig.core.gives([name, [11]], [other, [11]])
+    rig.records()
+
+    rig.send(Control(ticket=9, action=Action.ABORT_REQUESTS, request_ids=("a", "none")))
+    rig.send(Control(ticket=10, action=Action.RESET_PREFIX_CACHE))
+
+    assert [finish.code for finish in rig.records().finishes] == [FinishCode.ABORT]
+    assert rig.bridge.stream_ids == [make_stream_id(0, 1, 2)]
+    aborted, refused = rig.broker.answers
+    assert aborted == EngineAnswer(engine=0, ticket=9, count=1)
+    assert refused.fault, "vLLM's cache is not reached"
 
 
 def test_a_request_that_has_no_token_by_its_deadline_fails_and_one_that_has_goes_on(rig: Rig) -> None:

@@ -12,6 +12,10 @@ from ipc.handles import BrokerHandles
 from ipc.messages import (
     Abort,
     AbortWorker,
+    Action,
+    Answered,
+    Control,
+    EngineAnswer,
     EngineLost,
     EngineReady,
     Envelope,
@@ -74,6 +78,12 @@ class Rig:
         self.worker.flush()
         self.in_flight.append(stream_id)
         return stream_id
+
+    def control(self) -> Control:
+        control = Control(ticket=make_stream_id(0, 1, 99), action=Action.RESET_PREFIX_CACHE)
+        self.worker.send(Envelope(Kind.CONTROL, control.ticket), control)
+        self.worker.flush()
+        return control
 
     def resume(self, lost: int, number: int) -> int:
         """As stream `number` what was stream `lost`."""
@@ -177,6 +187,32 @@ def test_an_abort_follows_its_request(rig: Rig) -> None:
     rig.worker.flush()
 
     assert rig.received(engine).message == Abort(stream_id=stream_id)
+
+
+def test_an_operators_word_reaches_all_engines_and_workers_and_their_answers_come_together(rig: Rig) -> None:
+    engines = [rig.connect_engine(index) for index in (0, 1)]
+    control = rig.control()
+
+    for engine in engines:
+        assert rig.received(engine).message == control
+    assert rig.told() == control, "the worker that asked obeys too"
+    answers = [EngineAnswer(engine=index, ticket=control.ticket, count=index) for index in (0, 1)]
+    for engine, answer in zip(engines, answers, strict=True):
+        engine.send(answer)
+    told = rig.told()
+    assert isinstance(told, Answered)
+    assert (told.ticket, sorted(told.answers, key=lambda answer: answer.engine)) == (control.ticket, answers)
+
+
+def test_an_engine_that_dies_before_it_answers_is_not_waited_for(rig: Rig) -> None:
+    engine = rig.connect_engine(0)
+    control = rig.control()
+    rig.received(engine)
+
+    rig.page.engines[0].mark_dead()
+
+    assert rig.told() == control
+    assert rig.told() == Answered(ticket=control.ticket)
 
 
 def test_a_dead_engine_is_reported_once_and_its_successor_serves(rig: Rig) -> None:
