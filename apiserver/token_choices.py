@@ -6,6 +6,7 @@ The token that stopped a sequence is among the ids, as in vLLM; behind a stop st
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
+from apiserver.answer_details import AnswerDetails
 from apiserver.event_stream import Events, StreamedChoice, StreamedResponse
 from apiserver.generation import Choice, CollectedChoice
 from apiserver.metrics import WorkerMetrics
@@ -64,17 +65,32 @@ class TokenEvents(Events, Protocol):
         scores: list[Scored],
         finish_reason: str | None = None,
         stop_reason: str | int | None = None,
-    ) -> bytes: ...
+        num_so_far: int | None = None,
+    ) -> bytes:
+        """`num_so_far`: tokens of the choice, for the usage of this event."""
+        ...
 
 
 class StreamedTokens(StreamedChoice):
-    """Writes its ids as events: one for each wake-up, and a last one with the finish."""
+    """Writes its ids as events: one for each wake-up, or for as many tokens as are to share one, and a last one with the
+    finish."""
 
-    __slots__ = ("_events",)
+    __slots__ = ("_details", "_events", "_has_begun", "_ids", "_words")
 
-    def __init__(self, index: int, text: TextStream, metrics: WorkerMetrics, response: StreamedResponse) -> None:
+    def __init__(
+        self,
+        index: int,
+        text: TextStream,
+        metrics: WorkerMetrics,
+        response: StreamedResponse,
+        details: AnswerDetails,
+    ) -> None:
         super().__init__(index, text, metrics, response)
         self._events = cast(TokenEvents, response.events)
+        self._details = details
+        self._has_begun = False  # an event is written
+        self._ids: list[int] = []  # and words: for the next event
+        self._words: list[str] = []
 
     def choose_way(self) -> None:
         """There is one."""
@@ -87,19 +103,28 @@ class StreamedTokens(StreamedChoice):
         tokens, self.tokens = self.tokens, []
         self.note_tokens(len(tokens), now_s)
         num_before = self.text.num_tokens
-        piece = self.text.feed(tokens)
-        num_kept = self.text.num_tokens - num_before
-        if num_kept:
-            scores, self.scores = self.scores[:num_kept], self.scores[num_kept:]
-            response.write(self._events.tokens(self.index, tokens[:num_kept], piece, scores))
+        self._words.append(self.text.feed(tokens))
+        self._ids += tokens[: self.text.num_tokens - num_before]
+        if self._ids and (not self._has_begun or len(self._ids) >= self._details.stream_interval):
+            response.write(self._event(self.text.num_tokens))
         if self.text.has_stop_strings and self.finish_reason is None and self._has_stopped():
             response.stop(self)
 
     def last_events(self) -> bytes:
         if self.error is not None:
             return super().last_events()
-        rest = self.text.finish(self.stop_token_id)
+        self._words.append(self.text.finish(self.stop_token_id))
         is_cut = self._has_stopped()
-        ids = [] if is_cut or self.stop_token_id is None else [self.stop_token_id]
-        scores = [] if is_cut else self.scores
-        return self._events.tokens(self.index, ids, rest, scores, self.finish_reason or "stop", self.stop_reason)
+        if self.stop_token_id is not None and not is_cut:
+            self._ids.append(self.stop_token_id)
+        return self._event(self.num_tokens, self.finish_reason or "stop")
+
+    def _event(self, num_tokens: int, finish_reason: str | None = None) -> bytes:
+        """With what has come since the last one."""
+        self._has_begun = True
+        scores, self.scores = self.scores[: len(self._ids)], self.scores[len(self._ids) :]
+        ids, self._ids = self._ids, []
+        words, self._words = "".join(self._words), []
+        num_so_far = num_tokens if self._details.has_running_usage else None
+        stop_reason = self.stop_reason if finish_reason is not None else None
+        return self._events.tokens(self.index, ids, words, scores, finish_reason, stop_reason, num_so_far)

@@ -10,6 +10,7 @@ from functools import partial
 from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
+from apiserver.answer_details import AnswerDetails
 from apiserver.asgi import read_body
 from apiserver.errors import InvalidRequest
 from apiserver.generation import GenerationRequest, Prompt
@@ -27,7 +28,6 @@ from apiserver.token_choices import CollectedTokens, StreamedTokens, UnreadText
 from ipc.messages import Thinking
 
 SAMPLING = "sampling_params."
-WITH_TEXT = ChoiceKinds(StreamedTokens, CollectedTokens)
 TAIL = 64  # ids of a prompt that may hold a marker of reasoning
 
 
@@ -36,7 +36,6 @@ class Generate:
         self._services = services
         preloaded = services.preloaded
         self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer.decoder)
-        self._ids_alone = ChoiceKinds(StreamedTokens, CollectedTokens, self._unread_text)
         self._formats = OutputFormats(services)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,13 +53,19 @@ class Generate:
         answers = GenerateAnswers(
             response_id := f"generate-tokens-{generation.request_id}",
             self._texts if has_text else None,
-            request.token_ids if request.return_token_ids else None,
+            request.token_ids,
+            shows_prompt=bool(request.return_token_ids),
         )
         await answer(
             generation, services, scope, receive, send,
             response_id=response_id, model=model, events=answers, body=answers.body,
-            kinds=WITH_TEXT if has_text or generation.stop else self._ids_alone,
+            kinds=self._kinds(generation, has_text=has_text),
         )  # fmt: skip
+
+    def _kinds(self, generation: GenerationRequest, *, has_text: bool) -> ChoiceKinds:
+        streamed = partial(StreamedTokens, details=generation.details or AnswerDetails())
+        is_read = has_text or bool(generation.stop)
+        return ChoiceKinds(streamed, CollectedTokens, None if is_read else self._unread_text)
 
     def _unread_text(self) -> UnreadText:
         return UnreadText(None, self._services.preloaded.tokenizer.decoder)

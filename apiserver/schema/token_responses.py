@@ -9,7 +9,7 @@ import msgspec
 from apiserver.errors import ApiError
 from apiserver.generation import CollectedChoice, Usage
 from apiserver.logprobs import LOWEST, TokenTexts, chat_logprobs
-from apiserver.schema.responses import usage_object
+from apiserver.schema.responses import running_usage, usage_object
 from apiserver.token_choices import CollectedTokens
 from ipc.record import Scored
 
@@ -30,8 +30,11 @@ class GenerateAnswers:
 
     done = b"data: [DONE]\n\n"
 
-    def __init__(self, response_id: str, texts: TokenTexts | None, prompt_ids: list[int] | None) -> None:
-        self._texts, self._prompt_ids = texts, prompt_ids
+    def __init__(
+        self, response_id: str, texts: TokenTexts | None, prompt_ids: list[int], *, shows_prompt: bool = False
+    ) -> None:
+        self._texts, self._num_prompt_tokens = texts, len(prompt_ids)
+        self._prompt_ids = prompt_ids if shows_prompt else None
         self._mode = "tokens" if texts is None else "text"
         self._head: Json = {"request_id": response_id, "output_mode": self._mode}
         self._is_begun = False
@@ -64,11 +67,13 @@ class GenerateAnswers:
         scores: list[Scored],
         finish_reason: str | None = None,
         stop_reason: str | int | None = None,
+        num_so_far: int | None = None,
     ) -> bytes:
         """apiserver.token_choices.TokenEvents."""
         logprobs = self.logprobs(scores) if scores else None
         choice = self._choice(index, ids, text, logprobs, finish_reason, stop_reason)
-        event: Json = {**self._head, "usage": None, "choices": [choice]}
+        usage = None if num_so_far is None else running_usage(self._num_prompt_tokens, num_so_far, None)
+        event: Json = {**self._head, "usage": usage, "choices": [choice]}
         if not self._is_begun and self._prompt_ids is not None:
             event["prompt_token_ids"] = self._prompt_ids
         self._is_begun = True

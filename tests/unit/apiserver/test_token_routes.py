@@ -173,6 +173,22 @@ def test_streamed_ids_are_those_of_the_whole_answer(rig: WorkerRig) -> None:
     assert all("text" not in choice for choice in choices)
 
 
+def test_streamed_ids_may_share_events_and_say_their_usage(rig: WorkerRig) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    prompt = rig.ids_of("hello")
+
+    *chunks, closing, _usage = events_of(
+        generate(rig, prompt, {"stream_interval": 4}, stream=True, stream_options=options)
+    )
+
+    num_ids = [len(chunk["choices"][0]["token_ids"]) for chunk in chunks]
+    assert num_ids == [1] + [4] * (len(chunks) - 1)
+    for number, chunk in enumerate(chunks, 1):
+        assert chunk["usage"]["completion_tokens"] == sum(num_ids[:number])
+        assert chunk["usage"]["prompt_tokens"] == len(prompt)
+    assert sum(num_ids) + len(closing["choices"][0]["token_ids"]) == len(rig.ids_of(TEXT))
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_text_comes_with_the_ids_where_it_is_asked_for(rig: WorkerRig, stream: bool) -> None:
     response = generate(rig, rig.ids_of("hello"), output_mode="text", stream=stream)
@@ -209,11 +225,11 @@ def test_logprobs_are_of_ids_the_one_that_was_drawn_first() -> None:
     scored = Scored(stream=1, token=9, is_stop=False, rank=3, logprob=-3.0, ids=[7, 8], logprobs=[-1.0, -math.inf])
 
     own = {"token_id": 9, "logprob": -3.0, "rank": 3}
-    assert GenerateAnswers("r", None, None).logprobs([scored]) == {
+    assert GenerateAnswers("r", None, []).logprobs([scored]) == {
         "content": [{**own, "top_logprobs": [own, {"token_id": 7, "logprob": -1.0, "rank": 1}]}]
     }
     likeliest = structs.replace(scored, token=7, rank=1, logprob=-1.0)
-    [entry] = GenerateAnswers("r", None, None).logprobs([likeliest])["content"]
+    [entry] = GenerateAnswers("r", None, []).logprobs([likeliest])["content"]
     assert [other["token_id"] for other in entry["top_logprobs"]] == [7, 8]
     assert entry["top_logprobs"][1]["logprob"] == -9999.0, "JSON has no infinity"
 
@@ -249,6 +265,8 @@ def test_more_tokens_than_fit_are_cut_to_what_fits(rig: WorkerRig) -> None:
         ({"sampling_params": {"thinking_token_budget": 3}}, "thinking_token_budget"),
         ({"sampling_params": None}, "sampling_params"),
         ({"output_mode": "audio"}, "output_mode"),
+        ({"sampling_params": {"stream_interval": "x"}}, "sampling_params.stream_interval"),
+        ({"sampling_params": {"bad_words": "x"}}, "sampling_params.bad_words"),
     ],
 )
 def test_what_cannot_be_generated_is_named(rig: WorkerRig, body: dict[str, Any], param: str) -> None:
