@@ -14,6 +14,7 @@ from apiserver.event_stream import (
     BYTES_PER_HELD_TOKEN,
     NUM_HELD_LOOSELY,
     ChoiceOf,
+    Events,
     StreamedChoice,
     StreamedResponse,
     collect,
@@ -42,8 +43,14 @@ def request(**fields: Any) -> GenerationRequest:  # Any: fields of many types
 class Server:
     """An application that streams every request it gets, and the worker behind it."""
 
-    def __init__(self, generation: GenerationRequest | None = None, choice_of: ChoiceOf = StreamedChoice) -> None:
+    def __init__(
+        self,
+        generation: GenerationRequest | None = None,
+        choice_of: ChoiceOf = StreamedChoice,
+        events: Events | None = None,
+    ) -> None:
         self.worker = Worker()
+        self.events = events
         self.choice_of = choice_of
         self.generation = generation or request()
         self.errors: list[ApiError] = []
@@ -51,7 +58,7 @@ class Server:
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = StreamedResponse(
             self.generation,
-            ChatEvents("chatcmpl-1", "test", TokenTexts(token_table(), NoDecoder())),
+            self.events or ChatEvents("chatcmpl-1", "test", TokenTexts(token_table(), NoDecoder())),
             texts(self.generation),
             self.worker.client,
             self.worker.metrics,

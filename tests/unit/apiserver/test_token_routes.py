@@ -1,6 +1,8 @@
 """Token ids in and out: what a request renders to, and that generating from it is generating it."""
 
+import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,14 @@ import httpx
 import pytest
 from msgspec import structs
 
+from apiserver.answer_details import AnswerDetails
 from apiserver.schema.token_responses import GenerateAnswers
+from apiserver.token_choices import StreamedTokens
 from config.settings import ServerSettings
 from ipc.messages import Generate
-from ipc.record import Scored
+from ipc.record import FinishCode, Scored
+from tests.unit.apiserver.in_process import SMILE, SPECIAL, finish
+from tests.unit.apiserver.test_event_stream import COMMA, HELLO, JAPAN, WORLD, Server, request, run
 from tests.unit.apiserver.worker_rig import (
     MAX_MODEL_LEN,
     TEXT,
@@ -173,20 +179,45 @@ def test_streamed_ids_are_those_of_the_whole_answer(rig: WorkerRig) -> None:
     assert all("text" not in choice for choice in choices)
 
 
-def test_streamed_ids_may_share_events_and_say_their_usage(rig: WorkerRig) -> None:
-    options = {"include_usage": True, "continuous_usage_stats": True}
-    prompt = rig.ids_of("hello")
+@pytest.mark.parametrize("stream_interval", [1, 3])
+def test_streamed_ids_may_share_events_and_say_their_usage(stream_interval: int) -> None:
+    details = AnswerDetails(has_running_usage=True, stream_interval=stream_interval)
+    asked = request(details=details)
 
-    *chunks, closing, _usage = events_of(
-        generate(rig, prompt, {"stream_interval": 4}, stream=True, stream_options=options)
+    async def client() -> None:
+        answers = GenerateAnswers("r", None, [1, 2])
+        server = Server(asked, partial(StreamedTokens, details=details), answers)
+        connection = await server.connect()
+        for token in (HELLO, COMMA, *SMILE, WORLD, JAPAN):
+            server.worker.step([1], [token])
+            await connection.settle()
+        server.worker.step(finishes=[finish(1, FinishCode.STOP, stop_token_id=SPECIAL, num_output_tokens=7)])
+        await connection.settle()
+
+        *chunks, done, _ = connection.body.decode().split("\n\n")
+        bodies = [json.loads(chunk.removeprefix("data: ")) for chunk in chunks]
+        ids = [body["choices"][0]["token_ids"] for body in bodies]
+        if stream_interval == 1:
+            assert ids == [[HELLO], [COMMA], [SMILE[0]], [SMILE[1]], [WORLD], [JAPAN], [SPECIAL]]
+        else:
+            assert ids == [[HELLO], [COMMA, *SMILE], [WORLD, JAPAN, SPECIAL]]
+        num_so_far = [sum(map(len, ids[: number + 1])) for number in range(len(ids))]
+        assert [body["usage"]["completion_tokens"] for body in bodies] == num_so_far
+        assert bodies[0]["usage"]["prompt_tokens"] == 2
+        assert done == "data: [DONE]"
+
+    run(client)
+
+
+def test_running_usage_and_intervals_are_asked_for_as_elsewhere(rig: WorkerRig) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+
+    *chunks, _usage = events_of(
+        generate(rig, rig.ids_of("hello"), {"stream_interval": 4}, stream=True, stream_options=options)
     )
 
-    num_ids = [len(chunk["choices"][0]["token_ids"]) for chunk in chunks]
-    assert num_ids == [1] + [4] * (len(chunks) - 1)
-    for number, chunk in enumerate(chunks, 1):
-        assert chunk["usage"]["completion_tokens"] == sum(num_ids[:number])
-        assert chunk["usage"]["prompt_tokens"] == len(prompt)
-    assert sum(num_ids) + len(closing["choices"][0]["token_ids"]) == len(rig.ids_of(TEXT))
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts) and counts[-1] == len(rig.ids_of(TEXT))
 
 
 @pytest.mark.parametrize("stream", [False, True])
