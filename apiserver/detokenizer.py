@@ -103,9 +103,9 @@ class FallbackDetokenizer:
 
 
 class Decoder(Protocol):
-    """The part of `tokenizers.Tokenizer` that is used here."""
+    """The part of a tokenizer that is used here."""
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
     def id_to_token(self, id: int) -> str | None: ...
 
 

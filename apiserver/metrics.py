@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from apiserver.slow_requests import SlowRequests
-from apiserver.tokenizer import CacheStats
+from apiserver.tokenizer_library import CacheStats
 from ipc.metrics_page import Counter, Histogram, Instrument, MetricsWriter, Summary, Tally
 
 TTFT_S = (

@@ -1,5 +1,6 @@
 """What one worker knows of its model's answers: which parser a request gets, if any."""
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -25,12 +26,12 @@ class OutputFormats:
 
     def __init__(self, services: Services) -> None:
         settings, template = services.settings.server, services.model.chat_template
-        self._tokenizer, self._table = services.preloaded.tokenizer.decoder, services.preloaded.token_table
+        self._tokenizer, self._table = services.preloaded.tokenizer, services.preloaded.token_table
         self._reasoning = style_or_none(settings, template)
         style = self._reasoning
         markers = () if style is None else (style.start, style.end)
         self._ids_of = {
-            marker: tuple(self._tokenizer.encode_batch_fast([marker], add_special_tokens=False)[0].ids)
+            marker: tuple(array("I", self._tokenizer.encode([marker], add_special_tokens=False)[0]))
             for marker in markers
         }
         self._calls = form_or_none(settings, template) if settings.enable_auto_tool_choice else None

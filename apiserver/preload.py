@@ -1,13 +1,13 @@
 """What every worker of a fleet has in common, built once in the zygote and shared by fork: nothing here may start a
 thread, a loop or a ZMQ context."""
 
-import ctypes
 from dataclasses import dataclass
 
 from apiserver.chat_template import ChatTemplate, build_chat_template
 from apiserver.token_table import TokenTable, build_token_table
 from apiserver.tokenizer import Tokenizer, load_tokenizer
 from config.model_folder import ModelFolder
+from ipc.process_memory import give_back_free_memory
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,5 @@ def preload(model: ModelFolder) -> Preloaded:
         token_table=build_token_table(model),
         chat_template=build_chat_template(model),
     )
-    _give_back_free_memory()
+    give_back_free_memory()
     return preloaded
-
-
-def _give_back_free_memory() -> None:
-    """Parsing vocabularies leaves a third of the heap free (32 of 107 MB for 49k tokens): every worker would carry it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
-    if trim is not None:
-        trim(0)

@@ -99,9 +99,10 @@ def _bytes_of(token: str, alphabet: dict[str, int]) -> bytes:
 
 def _escaped_or_none(piece: bytes) -> bytes | None:
     try:
-        return escape(piece.decode())
+        escaped = escape(piece.decode())
     except UnicodeDecodeError:
         return None
+    return piece if escaped == piece else escaped  # most are: one object, not two
 
 
 # The decoder of the second kind: these steps, the last one not in every model.

@@ -27,6 +27,7 @@ from engine_core.scheduler import Scheduler
 from engine_core.sim import build_sim_runner
 from ipc.fleet_page import Cell, FleetPage, State
 from ipc.handles import EngineHandles
+from ipc.process_memory import give_back_code, give_back_free_memory
 from ipc.segment import Segment
 from ipc.sockets import EngineSocket
 
@@ -75,6 +76,8 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     cell.state = State.READY
     logger.info("engine ready", extra={"engine": handles.index, "num_blocks": runner.num_blocks})
     gc.freeze()  # what is here stays for life: the collector need not look at it again
+    give_back_free_memory()
+    give_back_code("libllvmlite")  # numba's compiler: the kernels are compiled
     engine.run(stop)
     cell.state = State.DRAINING
     socket.close()

@@ -20,8 +20,8 @@ class ChatCompletions:
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
         self._services = services
         preloaded = services.preloaded
-        self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer.decoder)
-        self._token_ids = TokenIds(preloaded.token_table, preloaded.tokenizer.decoder)
+        self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer)
+        self._token_ids = TokenIds(preloaded.token_table, preloaded.tokenizer)
         self._intake = ChatIntake(services, prompts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -23,8 +23,8 @@ class Completions:
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
         self._services, self._prompts = services, prompts
         preloaded = services.preloaded
-        self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer.decoder)
-        self._token_ids = TokenIds(preloaded.token_table, preloaded.tokenizer.decoder)
+        self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer)
+        self._token_ids = TokenIds(preloaded.token_table, preloaded.tokenizer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services

@@ -136,7 +136,7 @@ def _text_stream(request: GenerationRequest, services: Services) -> TextStream:
     kind = TextStream if output_format is None else partial(ParsedText, output_format)
     return kind(
         preloaded.token_table,
-        preloaded.tokenizer.decoder,
+        preloaded.tokenizer,
         stop=request.stop,
         include_stop=request.include_stop,
         skip_special_tokens=request.skip_special_tokens,

@@ -35,7 +35,7 @@ class Responses:
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
         self._services, self._intake = services, ChatIntake(services, prompts)
         preloaded = services.preloaded
-        self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer.decoder)
+        self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services

@@ -29,7 +29,7 @@ class Tokenize:
         text, add_special_tokens = self._text(request)
         encoded = await self._prompts.encode([text], add_special_tokens=add_special_tokens, bounded_field=None)
         ids = array("I", encoded[0]).tolist()
-        token_of = services.preloaded.tokenizer.token_of
+        token_of = services.preloaded.tokenizer.id_to_token
         await send_json(
             send,
             {

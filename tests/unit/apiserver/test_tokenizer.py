@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer as ReferenceTokenizer
 
 from apiserver.errors import ContextTooLong
 from apiserver.probe_corpus import PROBES
 from apiserver.prompt_encoding import INLINE_CHARS, INLINE_IDS, PromptEncoder
-from apiserver.tokenizer import FastEncoder, ReferenceEncoder, Tokenizer, is_exact_in_child, load_tokenizer
+from apiserver.tokenizer import SEGMENT_CACHE_BYTES, Tokenizer, load_tokenizer
+from apiserver.tokenizer_check import is_exact_in_child
+from apiserver.tokenizer_library import FastLibrary, ReferenceLibrary
 from config.model_folder import ModelFolderError, read_model_folder
 from config.settings import ModelSettings
 from tests.unit.apiserver.worker_rig import MAX_MODEL_LEN, make_model_folder
@@ -30,17 +31,24 @@ def tokenizer(folder: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
+def real_reference(model_folder: Path) -> ReferenceLibrary:
+    return ReferenceLibrary(str(model_folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
 def real_tokenizer(model_folder: Path) -> Tokenizer:
     return load_tokenizer(read_model_folder(model_folder, ModelSettings()))
 
 
-def test_batches_are_the_references_ids_text_by_text(real_tokenizer: Tokenizer) -> None:
+def test_batches_are_the_references_ids_text_by_text(
+    real_tokenizer: Tokenizer, real_reference: ReferenceLibrary
+) -> None:
     texts = [*PROBES, "", "<|im_start|>user\nhi<|im_end|>", "x" * 5000]
 
     encoded = real_tokenizer.encode(texts, add_special_tokens=True)
 
     assert real_tokenizer.is_fast
-    assert encoded == [array("I", real_tokenizer.decoder.encode(text).ids).tobytes() for text in texts]
+    assert encoded == real_reference.encode(texts, add_special_tokens=True)
     assert encoded == [real_tokenizer.encode([text], add_special_tokens=True)[0] for text in texts]
 
 
@@ -69,26 +77,42 @@ def test_a_text_beyond_the_fast_librarys_limits_takes_the_exact_way(real_tokeniz
     assert real_tokenizer.decode(array("I", encoded).tolist(), skip_special_tokens=False) == spaces
 
 
-class WrongOnEmoji:
-    def __init__(self, reference: ReferenceEncoder) -> None:
-        self._reference = reference
-
+class WrongOnEmoji(ReferenceLibrary):
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[bytes]:
-        encoded = self._reference.encode(texts, add_special_tokens=add_special_tokens)
+        encoded = super().encode(texts, add_special_tokens=add_special_tokens)
         return [ids + b"\0\0\0\0" if "👍" in text else ids for text, ids in zip(texts, encoded, strict=True)]
 
 
-class Crashing:
+class WrongBeforeOneToken(ReferenceLibrary):
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        text = super().decode(ids, skip_special_tokens=skip_special_tokens)
+        return text.replace(" ", "_") if 77 in ids[1:] else text
+
+
+class OtherSpelling(ReferenceLibrary):
+    def id_to_token(self, id: int) -> str | None:
+        return "?" if id == 299 else super().id_to_token(id)
+
+
+class Crashing(ReferenceLibrary):
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[bytes]:
         os._exit(7)
 
 
-def test_one_differing_probe_or_a_crash_disqualifies(folder: Path) -> None:
-    reference = ReferenceEncoder(ReferenceTokenizer.from_file(str(folder / "tokenizer.json")))
+@pytest.mark.parametrize(
+    ("kind", "is_exact"),
+    [
+        (ReferenceLibrary, True),
+        (WrongOnEmoji, False),
+        (WrongBeforeOneToken, False),
+        (OtherSpelling, False),
+        (Crashing, False),
+    ],
+)
+def test_one_difference_or_a_crash_disqualifies(folder: Path, kind: type[ReferenceLibrary], is_exact: bool) -> None:
+    path = str(folder / "tokenizer.json")
 
-    assert is_exact_in_child(reference, reference, list(PROBES))
-    assert not is_exact_in_child(WrongOnEmoji(reference), reference, list(PROBES))
-    assert not is_exact_in_child(Crashing(), reference, list(PROBES))
+    assert is_exact_in_child(kind(path), ReferenceLibrary(path), list(PROBES), vocab_size=300) is is_exact
 
 
 def test_a_tokenizer_the_fast_library_refuses_is_served_by_the_reference(
@@ -127,6 +151,7 @@ def test_loading_leaves_no_thread_behind(folder: Path) -> None:
         "from apiserver.preload import preload\n"
         "loaded = preload(read_model_folder(pathlib.Path(sys.argv[1]), ModelSettings()))\n"
         "assert loaded.tokenizer.is_fast\n"
+        "assert 'tokenizers' not in sys.modules, 'the reference is in every worker'\n"
         "print(len(os.listdir('/proc/self/task')))\n"
     )
 
@@ -203,10 +228,10 @@ def test_a_text_that_cannot_fit_is_refused_unread(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("is_fast", [True, False])
-def test_the_loop_turns_while_a_long_text_is_encoded(real_tokenizer: Tokenizer, is_fast: bool) -> None:
-    reference = real_tokenizer.decoder
-    encoder = ReferenceEncoder(reference)
-    tokenizer = real_tokenizer if is_fast else Tokenizer(encoder, reference, None)
+def test_the_loop_turns_while_a_long_text_is_encoded(
+    real_tokenizer: Tokenizer, real_reference: ReferenceLibrary, is_fast: bool
+) -> None:
+    tokenizer = real_tokenizer if is_fast else Tokenizer(real_reference, None)
     text = "The quick brown fox 12345 jumps over the lazy dog.\n" * (40_000 if is_fast else 4_000)
     prompts = PromptEncoder(tokenizer, 1 << 30)
 
@@ -238,12 +263,18 @@ def test_long_detokenization_leaves_the_loops_thread(tokenizer: Tokenizer) -> No
     assert long == short * INLINE_IDS
 
 
-def test_fast_and_reference_encoders_agree_on_the_real_model(real_tokenizer: Tokenizer) -> None:
-    assert isinstance(real_tokenizer._encoder, FastEncoder)
-    reference = ReferenceEncoder(real_tokenizer.decoder)
+def test_fast_and_reference_libraries_agree_on_the_real_model(
+    model_folder: Path, real_tokenizer: Tokenizer, real_reference: ReferenceLibrary
+) -> None:
+    assert real_tokenizer.is_fast
+    fast = FastLibrary(str(model_folder / "tokenizer.json"), real_reference, SEGMENT_CACHE_BYTES)
     texts = [f"{probe}<|im_end|>\n{probe}" for probe in PROBES]
 
     for special in (False, True):
-        assert real_tokenizer.encode(texts, add_special_tokens=special) == reference.encode(
-            texts, add_special_tokens=special
-        )
+        encoded = fast.encode(texts, add_special_tokens=special)
+        assert encoded == real_reference.encode(texts, add_special_tokens=special)
+        for ids in encoded:
+            numbers = array("I", ids).tolist()
+            assert fast.decode(numbers, skip_special_tokens=special) == real_reference.decode(
+                numbers, skip_special_tokens=special
+            )
