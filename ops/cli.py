@@ -18,7 +18,7 @@ from config.flags import FlagParser, add_setting_flags, given_settings, refuse_e
 from config.load import ConfigError, Configuration, load
 from config.model_folder import ModelFolder, ModelFolderError, read_model_folder
 from engine_core.model_source import ModelSource, find_model
-from ops import exit_codes, logs, roles
+from ops import exit_codes, logs
 from ops.gpu_defaults import with_gpu_defaults
 from ops.listeners import CannotListen
 from ops.run_folder import WhichFleet, the_fleet
@@ -34,8 +34,6 @@ def run(argv: Sequence[str]) -> int:
         parser = _parser()
         own, passed_on = _split_at_dashes(argv)
         arguments, extras = parser.parse_known_args(own)
-        if arguments.command == "role":
-            return roles.run(arguments.role, arguments.plan_fd)
         refuse_extras(arguments.parser, extras)
         if passed_on and arguments.command not in ("serve", "check"):
             raise ConfigError([f"unexpected argument {passed_on[0]!r}"])
@@ -97,9 +95,6 @@ def _parser() -> FlagParser:
     bundle.add_argument("--log", type=Path, metavar="FILE", help="its log; found by itself when stderr is a file")
     bundle.add_argument("--out", type=Path, metavar="FILE", help="default: named by the time; -: standard output")
     bundle.set_defaults(parser=bundle)
-    role = commands.add_parser("role")
-    role.add_argument("role", choices=roles.ROLES)
-    role.add_argument("--plan-fd", type=int, required=True)
     return parser
 
 

@@ -1,19 +1,13 @@
-"""The processes of a fleet that are exec'ed: how each is started, and what the started one runs."""
+"""The processes of a fleet that are exec'ed: how each is started. What the started one runs: ops.role_entry."""
 
-import logging
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-from ops import exit_codes, logs
-from ops.plan import BrokerPlan, EnginePlan, Plan, PreparePlan, ZygotePlan, store_plan, take_plan
-from ops.process_control import Orphaned, begin_role
+from ops.plan import BrokerPlan, EnginePlan, Plan, ZygotePlan, store_plan
 from ops.resources import fds_of
-
-logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +22,7 @@ def start(role: str, plan: Plan, fds: Iterable[int] = ()) -> "subprocess.Popen[b
     plan_fd = store_plan(plan)
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "ops", "role", role, "--plan-fd", str(plan_fd)],
+            [sys.executable, "-P", "-m", "ops.role_entry", role, str(plan_fd)],
             pass_fds=(plan_fd, *fds),
             env={**os.environ, "PYTHONPATH": search_path},
             stdin=subprocess.DEVNULL,
@@ -48,76 +42,3 @@ def start_broker(plan: BrokerPlan) -> "subprocess.Popen[bytes]":
 
 def start_zygote(plan: ZygotePlan) -> "subprocess.Popen[bytes]":
     return start("zygote", plan, (plan.command_fd, *plan.worker_fds))
-
-
-def run(role: str, plan_fd: int) -> int:
-    """What `python -m ops role ROLE --plan-fd N` does; returns the exit code."""
-    return _ROLES[role](plan_fd)
-
-
-def _run_engine(plan_fd: int) -> int:
-    plan = take_plan(plan_fd, EnginePlan)
-
-    def serve() -> None:
-        from engine_core import process  # numpy, and torch behind it: only here
-
-        process.run(plan.settings, plan.model, plan.handles)
-
-    return _run_role(f"engine {plan.handles.index}", plan, serve)
-
-
-def _run_broker(plan_fd: int) -> int:
-    plan = take_plan(plan_fd, BrokerPlan)
-
-    def serve() -> None:
-        from ipc import broker  # the other roles need no ZMQ
-
-        broker.run(plan.handles)
-
-    return _run_role("broker", plan, serve)
-
-
-def _run_zygote(plan_fd: int) -> int:
-    plan = take_plan(plan_fd, ZygotePlan)
-
-    def serve() -> None:
-        from ops import zygote  # the whole API server: only here
-
-        zygote.run(plan)
-
-    return _run_role("zygote", plan, serve)
-
-
-def _run_prepare(plan_fd: int) -> int:
-    plan = take_plan(plan_fd, PreparePlan)
-
-    def serve() -> None:
-        from ops import prepare  # numpy, gguf and rich: only here
-
-        prepare.run(plan)
-
-    return _run_role("prepare", plan, serve, death_signal=signal.SIGTERM)  # it removes its half-made folder
-
-
-_ROLES: dict[str, Callable[[int], int]] = {
-    "engine": _run_engine,
-    "broker": _run_broker,
-    "zygote": _run_zygote,
-    "prepare": _run_prepare,
-}
-ROLES = tuple(_ROLES)
-
-
-def _run_role(title: str, plan: Plan, serve: Callable[[], None], death_signal: int = signal.SIGKILL) -> int:
-    """The broad catch of a role's entry: a crash is one log line with a traceback and a code the supervisor reads."""
-    logs.configure(title, level=plan.settings.ops.log_level, log_format=plan.settings.ops.log_format)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C goes to all: the supervisor decides
-    try:
-        begin_role(title, plan.supervisor_pid, death_signal)
-        serve()
-    except Orphaned:
-        return exit_codes.FAILED
-    except Exception:
-        logger.exception("role crashed")
-        return exit_codes.FAILED
-    return exit_codes.OK
