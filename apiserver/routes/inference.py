@@ -35,7 +35,7 @@ class Generate:
     def __init__(self, services: Services) -> None:
         self._services = services
         preloaded = services.preloaded
-        self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer.decoder)
+        self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer)
         self._formats = OutputFormats(services)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,7 +68,7 @@ class Generate:
         return ChoiceKinds(streamed, CollectedTokens, None if is_read else self._unread_text)
 
     def _unread_text(self) -> UnreadText:
-        return UnreadText(None, self._services.preloaded.tokenizer.decoder)
+        return UnreadText(None, self._services.preloaded.tokenizer)
 
     def _generation(
         self, request: GenerateRequest, completion: CompletionRequest, scope: Scope, request_id: str
