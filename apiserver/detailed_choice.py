@@ -10,14 +10,16 @@ from typing import Any, cast
 import msgspec
 
 from apiserver.answer_details import AnswerDetails
+from apiserver.collected_details import echoed_scores, put_prompt_score
 from apiserver.event_stream import ChoiceOf, StreamedChoice, StreamedResponse
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.metrics import WorkerMetrics
 from apiserver.parsed_choice import PartEvents
 from apiserver.parsed_text import ParsedText
-from apiserver.schema.responses import running_usage
+from apiserver.schema.responses import CompletionEvents, running_usage
 from apiserver.text_stream import TextStream
 from apiserver.token_table import escape
+from ipc.record import Scored
 
 _encode = msgspec.json.encode
 _NUM_CLOSED = 3  # brackets at the end of every event: its choice, its choices, itself
@@ -26,7 +28,16 @@ _NUM_CLOSED = 3  # brackets at the end of every event: its choice, its choices, 
 class DetailedChoice(StreamedChoice):
     """Writes its text as events with details. Where the text has parts, so have the events."""
 
-    __slots__ = ("_details", "_events", "_has_begun", "_ids", "_opens_with_prompt_ids", "_request", "_words")
+    __slots__ = (
+        "_details",
+        "_events",
+        "_has_begun",
+        "_ids",
+        "_opens_with_prompt_ids",
+        "_prompt_scores",
+        "_request",
+        "_words",
+    )
 
     def __init__(
         self,
@@ -43,8 +54,13 @@ class DetailedChoice(StreamedChoice):
         self._events = cast(PartEvents, response.events)  # where the text has parts
         self._request, self._details = request, details
         self._has_begun = False  # an event is written
+        self._prompt_scores: list[Scored] = []
         self._words: list[str] = []  # of a text without parts, and the ids of the tokens that count: for the next event
         self._ids: list[int] = []
+
+    def take_prompt_score(self, scored: Scored) -> None:
+        """apiserver.engine_client.PromptSink."""
+        put_prompt_score(self._prompt_scores, scored)
 
     def choose_way(self) -> None:
         """There is one."""
@@ -83,6 +99,10 @@ class DetailedChoice(StreamedChoice):
         """With what has come since the last one. Ids without text need an event too, unless the finish is to come."""
         scores, self.scores = self.scores[: len(self._ids)], self.scores[len(self._ids) :]
         words, self._words = escape("".join(self._words)), []
+        if not self._details.has_output:
+            words, scores = b"", []
+        if self._details.echoes and not self._has_begun:
+            return self._echo(words, scores, num_tokens)
         is_parsed = isinstance(self.text, ParsedText)
         parts = self.text.take_parts() if isinstance(self.text, ParsedText) else []
         has_more_than_ids = bool(scores or (parts if is_parsed else words))
@@ -94,6 +114,17 @@ class DetailedChoice(StreamedChoice):
             event = self._events.scored(self.index, words, scores)
         else:
             event = self._prefix + words + self._suffix
+        ids, self._ids = self._ids, []
+        return self._detailed(event, ids, num_tokens)
+
+    def _echo(self, words: bytes, scores: list[Scored], num_tokens: int) -> bytes:
+        """The first event, of a completion: the prompt stands before its words."""
+        words = escape("" if self._details.has_prompt_ids else self._prompt.text or "") + words
+        event = self._prefix + words + self._suffix
+        if self._request.has_logprobs:
+            echoed = echoed_scores(self._request, self._prompt_scores)
+            first = self._prompt.as_list()[0]
+            event = cast(CompletionEvents, self._events).scored(self.index, words, [*echoed, *scores], first)
         ids, self._ids = self._ids, []
         return self._detailed(event, ids, num_tokens)
 

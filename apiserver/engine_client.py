@@ -103,6 +103,14 @@ class EmbeddingSink(Sink, Protocol):
         ...
 
 
+class PromptSink(Sink, Protocol):
+    """Of a stream whose prompt is scored."""
+
+    def take_prompt_score(self, scored: Scored) -> None:
+        """In order, before any output; again from the beginning where the prompt had to be computed again."""
+        ...
+
+
 class Broker(Protocol):
     """The part of ipc.sockets.WorkerSocket that is used here."""
 
@@ -420,12 +428,17 @@ class EngineClient:
                 cast(EmbeddingSink, sink).take_embedding(embedding)  # the engine gives them to who asked for one
         ended += record.finishes
         ended += record.failures
-        num_made = sum(len(token_ids) for _, token_ids in record.bulks) + sum(not s.is_stop for s in record.scored)
+        num_made = sum(len(token_ids) for _, token_ids in record.bulks) + sum(
+            not (s.is_stop or s.prompt_place) for s in record.scored
+        )
         return num_made + _num_stop_tokens(record.finishes)
 
     def _take_scored(self, scored: Scored, touched: list[Sink]) -> None:
         sink = self._sinks.get(scored.stream)
         if sink is None:
+            return
+        if scored.prompt_place:
+            cast(PromptSink, sink).take_prompt_score(scored)  # the engine gives them to who asked for them
             return
         sink.scores.append(scored)
         if not scored.is_stop:

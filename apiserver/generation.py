@@ -25,6 +25,7 @@ class Prompt(Struct, frozen=True):
     """Token ids as they go over the wire: little-endian u32."""
 
     ids: bytes
+    text: str | None = None  # what they were made of, where it is known and asked for
 
     @property
     def num_tokens(self) -> int:
@@ -72,14 +73,19 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
             self.sampling,
             max_tokens=self.max_tokens[prompt],
             seed=None if seed is None else seed + choice,
+            # One choice of a prompt has them for all, unless each writes its own events.
+            num_prompt_logprobs=self.sampling.num_prompt_logprobs if self.is_stream or not choice else NO_LOGPROBS,
         )
 
 
-def replace_params(sampling: SamplingParams, *, max_tokens: int, seed: int | None) -> SamplingParams:
-    if sampling.max_tokens == max_tokens and sampling.seed == seed:
+def replace_params(
+    sampling: SamplingParams, *, max_tokens: int, seed: int | None, num_prompt_logprobs: int
+) -> SamplingParams:
+    if (sampling.max_tokens, sampling.seed, sampling.num_prompt_logprobs) == (max_tokens, seed, num_prompt_logprobs):
         return sampling
     fields = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
-    return SamplingParams(**{**fields, "max_tokens": max_tokens, "seed": seed})
+    changes = {"max_tokens": max_tokens, "seed": seed, "num_prompt_logprobs": num_prompt_logprobs}
+    return SamplingParams(**{**fields, **changes})
 
 
 class Stages(Struct, frozen=True):

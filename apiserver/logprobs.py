@@ -28,9 +28,12 @@ class TokenTexts:
             return self._pieces[token] or b""
         return self._decoder.decode([token], skip_special_tokens=False).encode()
 
+    def text_of(self, token: int) -> str:
+        return self.bytes_of(token).decode(errors="replace")
+
     def name_of(self, token: int) -> str:
         """What stands for it in logprobs."""
-        return self.bytes_of(token).decode(errors="replace")
+        return self.text_of(token)
 
 
 class TokenIds(TokenTexts):
@@ -55,25 +58,47 @@ def chat_logprobs(texts: TokenTexts, scores: Sequence[Scored]) -> dict[str, Any]
     }
 
 
-def completion_logprobs(texts: TokenTexts, scores: Sequence[Scored], offset: int) -> tuple[dict[str, Any], int]:
+def completion_logprobs(
+    texts: TokenTexts, scores: Sequence[Scored], offset: int, first: int | None = None
+) -> tuple[dict[str, Any], int]:
     """`offset` is where the first token's text begins, in characters; returns where the next one's does too. A token's own
-    logprob is among the alternatives even when it is not one of the likeliest."""
+    logprob is among the alternatives even when it is not one of the likeliest. `first` is a prompt's first token, which
+    has no score and stands before the others."""
     tokens, offsets = [], []
+    if first is not None:
+        tokens.append(texts.name_of(first))
+        offsets.append(offset)
+        offset += len(tokens[0])
     for scored in scores:
         name = texts.name_of(scored.token)
         tokens.append(name)
         offsets.append(offset)
         offset += len(name)
+    unscored: list[None] = [None] * (first is not None)
     alternatives = [
         {texts.name_of(token): _finite(logprob) for token, logprob in _own_and_others(scored)} for scored in scores
     ]
     logprobs = {
         "text_offset": offsets,
-        "token_logprobs": [_finite(scored.logprob) for scored in scores],
+        "token_logprobs": [*unscored, *(_finite(scored.logprob) for scored in scores)],
         "tokens": tokens,
-        "top_logprobs": alternatives,
+        "top_logprobs": [*unscored, *alternatives],
     }
     return logprobs, offset
+
+
+def prompt_logprobs(texts: TokenTexts, scores: Sequence[Scored]) -> list[dict[str, Any] | None]:
+    """vLLM's form: a null for the first token, then by token id the token itself and the likeliest."""
+    return [None, *(_prompt_entry(texts, scored) for scored in scores)]
+
+
+def _prompt_entry(texts: TokenTexts, scored: Scored) -> dict[str, Any]:
+    ranked = [(scored.token, scored.logprob, scored.rank)]
+    ranked += zip(scored.ids, scored.logprobs, range(1, len(scored.ids) + 1), strict=True)
+    return {
+        str(token): {"logprob": _finite(logprob), "rank": rank, "decoded_token": texts.text_of(token)}
+        for token, logprob, rank in ranked
+    }
 
 
 def _own_and_others(scored: Scored) -> list[tuple[int, float]]:

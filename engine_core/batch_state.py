@@ -70,6 +70,8 @@ class BatchState:
         self.has_thinking_limit = np.zeros(rows, np.bool_)
         self.has_grammar = np.zeros(rows, np.bool_)  # the sequence has a matcher
         self.num_logprobs = np.full(rows, NO_LOGPROBS, np.int32)
+        self.num_prompt_logprobs = np.full(rows, NO_LOGPROBS, np.int32)
+        self.num_scored_prompts = 0  # running rows whose prompt is scored
         self.pooling = np.zeros(rows, np.int8)  # ipc.messages.Pooling
         self.num_pooled = 0  # running rows that pool
 
@@ -119,6 +121,7 @@ class BatchState:
         self._set_sampling(row, sequence.sampling, seed_stream_id)
         self.pooling[row] = sequence.pooling
         self.num_pooled += bool(sequence.pooling)
+        self.num_scored_prompts += sequence.sampling.num_prompt_logprobs != NO_LOGPROBS
         self.sequences[row] = sequence
         self.tenancy[row] += 1
         self._changed_rows.append(row)
@@ -136,6 +139,7 @@ class BatchState:
         self.is_decoding[row] = False
         sequence.row = NO_ROW
         self.num_pooled -= bool(sequence.pooling)
+        self.num_scored_prompts -= sequence.sampling.num_prompt_logprobs != NO_LOGPROBS
         self._free_rows.append(row)
         self._freed_rows.append(row)
         return sequence
@@ -182,6 +186,7 @@ class BatchState:
         self.has_thinking_limit[row] = thinking is not None and thinking.max_tokens != NO_LIMIT
         self.has_grammar[row] = sampling.grammar is not None
         self.num_logprobs[row] = sampling.num_logprobs
+        self.num_prompt_logprobs[row] = sampling.num_prompt_logprobs
         ignores_eos = sampling.ignore_eos and sampling.grammar is None  # a grammar has no other end
         stop_ids = sampling.stop_token_ids if ignores_eos else (*self.eos_token_ids, *sampling.stop_token_ids)
         self._widen_stop_ids(len(stop_ids))

@@ -23,9 +23,10 @@ from engine_core.batch_state import BatchState
 from engine_core.cuda_graphs import DecodeGraphs, buckets_up_to
 from engine_core.kv_cache import KvCache
 from engine_core.models.decoder import Decoder
-from engine_core.plan import NO_FINITE_LOGITS, Int32Array, Rows, StepPlan, StepResult
+from engine_core.plan import NO_FINITE_LOGITS, Int32Array, PromptScores, Rows, StepPlan, StepResult
 from engine_core.pooler import Pooler
 from engine_core.prefix_groups import PrefixGroups, PrefixTiles, rows_per_tile
+from engine_core.prompt_scorer import PromptScorer
 from engine_core.sampler import Sampler
 from engine_core.step_buffers import StepBuffers
 from ipc.messages import NO_LOGPROBS
@@ -56,6 +57,7 @@ class CudaStep:
     resampled: StepResult | None
     resampled_at: NDArray[np.intp]
     embeddings: dict[int, NDArray[np.float32]]
+    prompt_scores: dict[int, PromptScores]
 
     def result(self) -> StepResult:
         self.returned.is_done.synchronize()
@@ -71,7 +73,7 @@ class CudaStep:
             token_ids[is_bad] = 0
         if self.order is not None:
             token_ids[self.order] = token_ids.copy()
-        return StepResult(token_ids, failures, scores, self.embeddings)
+        return StepResult(token_ids, failures, scores, self.embeddings, self.prompt_scores)
 
 
 class CudaRunner:
@@ -110,6 +112,7 @@ class CudaRunner:
         self._returned, self._other = (_Returned(max_seqs) for _ in range(2))
         self._host_sampler = Sampler(state)
         self._pooler = Pooler(state)
+        self._prompt_scorer = PromptScorer(state, decoder.logits)
         self._is_narrow = dtype.itemsize == 2
         self._needs_host = np.zeros(max_seqs, np.bool_)  # rows that the device sampler does not do alone
 
@@ -129,6 +132,7 @@ class CudaRunner:
         self._note_changes(plan)
         rows, order = plan.sampled_rows, None
         embeddings: dict[int, NDArray[np.float32]] = {}
+        prompt_scores: dict[int, PromptScores] = {}
         if plan.num_decodes == len(plan.rows):
             order = np.argsort(-plan.context_lens, kind="stable")  # longest first: the device ends evenly
             rows, contexts = rows[order], plan.context_lens[order]
@@ -138,13 +142,17 @@ class CudaRunner:
             self._decodes.send_decodes(rows, contexts, bucket, tiles)
             graphs.run(bucket, is_eager=self.is_eager)
         else:
-            embeddings = self._mixed_pass(plan, len(rows))
+            hidden = self._mixed_pass(plan, len(rows))
+            if self._state.num_pooled:
+                embeddings = self._pooler.pool(plan, hidden)
+            if self._state.num_scored_prompts:
+                prompt_scores = self._prompt_scorer.score(plan, hidden)
         resampled_at = np.flatnonzero(self._needs_host[rows])
         resampled = self._resample(rows, resampled_at) if len(resampled_at) else None
         self._returned, self._other = self._other, self._returned
         self._returned.memory[: len(rows)].copy_(self._drawn[: len(rows)], non_blocking=True)
         self._returned.is_done.record()
-        return CudaStep(rows, order, self._returned, resampled, resampled_at, embeddings)
+        return CudaStep(rows, order, self._returned, resampled, resampled_at, embeddings, prompt_scores)
 
     def _tiles_or_none(self, rows: Rows, contexts: Int32Array) -> PrefixTiles | None:
         return None if self._groups is None else self._groups.tiles_or_none(rows, contexts)
@@ -155,8 +163,8 @@ class CudaRunner:
         metadata = self._decodes.decode_metadata(bucket, shares_prefixes=shares_prefixes)
         self._draw(self._decoder(token_ids, fields["positions"][:bucket], self._pools, metadata), fields)
 
-    def _mixed_pass(self, plan: StepPlan, num_sampled: int) -> dict[int, NDArray[np.float32]]:
-        """The embeddings that are whole with it, of rows that pool: never among those that only decode."""
+    def _mixed_pass(self, plan: StepPlan, num_sampled: int) -> Tensor:
+        """(num_tokens, hidden_size), of which embeddings and the scores of prompts are made: never of rows that decode."""
         fields, num_tokens, num_decodes = self._mixed.device, plan.num_tokens, plan.num_decodes
         tiles = self._tiles_or_none(plan.rows[:num_decodes], plan.context_lens[:num_decodes])
         metadata = self._mixed.send_mixed(plan, tiles)
@@ -166,7 +174,7 @@ class CudaRunner:
         hidden = self._decoder(token_ids, fields["positions"][:num_tokens], self._pools, metadata)
         if num_sampled:
             self._draw(hidden.index_select(0, fields["sampled"][:num_sampled]), fields)
-        return self._pooler.pool(plan, hidden) if self._state.num_pooled else {}
+        return hidden
 
     def _draw(self, hidden: Tensor, fields: dict[str, Tensor]) -> None:
         logits = self._logits[: len(hidden)]

@@ -176,8 +176,9 @@ class Intake:
             arrival=self._num_arrivals,
             arrival_ns=time.monotonic_ns(),
             block_links=_split(message.block_hashes),
-            # The mean needs every token's hidden state, and the cache has none.
-            is_cacheable=self._enable_prefix_caching and bool(message.block_hashes) and message.pooling != Pooling.MEAN,
+            is_cacheable=self._enable_prefix_caching
+            and bool(message.block_hashes)
+            and not _needs_whole_prompt(message),
             is_streaming=message.is_streaming,
             priority=message.priority,
             fair_key=message.fair_key,
@@ -212,6 +213,11 @@ class Intake:
         if message.block_hashes and num_links != len(prompt) // 4 // self._block_size:
             return f"{num_links:g} block hashes for {len(prompt) // 4} tokens in blocks of {self._block_size}"
         return None
+
+
+def _needs_whole_prompt(message: Generate) -> bool:
+    """Whether every prompt token's hidden state is needed: the cache has none."""
+    return message.pooling == Pooling.MEAN or message.sampling.num_prompt_logprobs != NO_LOGPROBS
 
 
 def _split(block_hashes: bytes) -> list[bytes]:

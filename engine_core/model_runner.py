@@ -28,6 +28,7 @@ from engine_core.models.decoder import Decoder, DecoderConfig
 from engine_core.models.registry import decoder_config
 from engine_core.plan import StepPlan, StepResult
 from engine_core.pooler import Pooler
+from engine_core.prompt_scorer import PromptScorer
 from engine_core.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class ModelRunner:
         self._state = state
         self._sampler = Sampler(state)
         self._pooler = Pooler(state)
+        self._prompt_scorer = PromptScorer(state, decoder.logits)
         self._device = device
 
     @torch.inference_mode()
@@ -153,13 +155,16 @@ class ModelRunner:
         inputs = build_inputs(self._state, plan, self._device)
         hidden = self._decoder(inputs.token_ids, inputs.positions, self._pools, inputs.metadata)
         embeddings = self._pooler.pool(plan, hidden) if self._state.num_pooled else {}
+        prompt_scores = self._prompt_scorer.score(plan, hidden) if self._state.num_scored_prompts else {}
         rows = plan.sampled_rows
         if len(rows) == 0:
-            return Computed(StepResult(plan.context_lens[:0]))
+            return Computed(StepResult(plan.context_lens[:0], prompt_scores=prompt_scores))
         if len(rows) < plan.num_tokens:
             hidden = hidden.index_select(0, inputs.sampled_tokens)
         result = self._sampler.sample(self._decoder.logits(hidden), rows)
-        return Computed(replace(result, embeddings=embeddings) if embeddings else result)
+        if embeddings or prompt_scores:
+            result = replace(result, embeddings=embeddings, prompt_scores=prompt_scores)
+        return Computed(result)
 
     def _warm_pass(self, num_tokens: int) -> None:
         numbers = torch.arange(num_tokens, device=self._device)

@@ -49,6 +49,14 @@ class TokenScores:
     logprobs: list[float]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptScores:
+    """Of consecutive prompt tokens of one row, each where it follows those before it."""
+
+    first_place: int  # in the prompt; at least 1
+    scores: list[TokenScores]
+
+
 @dataclass(frozen=True, slots=True)
 class RowFailure:
     """Why one row of a pass got no token."""
@@ -69,6 +77,7 @@ class StepResult:
     failures: dict[int, RowFailure] = field(default_factory=dict)  # by row
     scores: dict[int, TokenScores] = field(default_factory=dict)  # by row, of those that ask for logprobs
     embeddings: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # by row, of those that pool, once whole
+    prompt_scores: dict[int, PromptScores] = field(default_factory=dict)  # by row, of those whose prompt is scored
 
 
 class Launched(Protocol):

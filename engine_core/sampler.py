@@ -22,6 +22,7 @@ from engine_core.philox import uniforms
 from engine_core.plan import DEAD_END, NO_FINITE_LOGITS, RowFailure, Rows, StepResult, TokenScores
 from engine_core.row_guard import each_row
 from engine_core.thinking_limit import forced_token_or_none
+from engine_core.token_scores import scores_of
 from ipc.messages import NO_LOGPROBS
 
 GREEDY_BELOW = 1e-5  # temperatures below are greedy, as in vLLM
@@ -53,17 +54,9 @@ class Sampler:
 
     def _scores(self, logprobs: Tensor, rows: Rows, token_ids: NDArray[np.int32]) -> dict[int, TokenScores]:
         """(m, vocab_size) log-probabilities and the (m,) tokens that were drawn there."""
-        counts = self._state.num_logprobs[rows]
-        drawn = torch.from_numpy(token_ids.astype(np.int64)).to(logprobs.device).unsqueeze(1)
-        own = logprobs.gather(1, drawn)
-        ranks = (logprobs > own).sum(-1).add_(1).tolist()
-        values, ids = (part.tolist() for part in logprobs.topk(max(1, int(counts.max())), dim=-1))
-        return {
-            row: TokenScores(logprob, ranks[entry], ids[entry][:count], values[entry][:count])
-            for entry, (row, count, [logprob]) in enumerate(
-                zip(rows.tolist(), counts.tolist(), own.tolist(), strict=True)
-            )
-        }
+        counts = self._state.num_logprobs[rows].tolist()
+        drawn = torch.from_numpy(token_ids.astype(np.int64)).to(logprobs.device)
+        return dict(zip(rows.tolist(), scores_of(logprobs, drawn, counts), strict=True))
 
     def _apply_rules(self, logits: Tensor, rows: Rows) -> dict[int, RowFailure]:
         """Every row's own rules, in place; the rows in which one raised."""

@@ -15,7 +15,7 @@ stream id is reported in `Progress.ended` either way.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 import numpy as np
@@ -368,7 +368,9 @@ class Scheduler:
         for row in rows[np.count_nonzero(sampled[: plan.num_decodes]) :].tolist():
             sequence = self._sequence_in(row)
             sequence.first_token_ns = sequence.first_token_ns or now_ns
-        return self._check_stops(rows, token_ids, places + 1, now_ns, result.scores)
+        scored = self._scored_prompts(plan, result) if result.prompt_scores else ()
+        tokens = self._check_stops(rows, token_ids, places + 1, now_ns, result.scores)
+        return replace(tokens, scored=scored + tokens.scored) if scored else tokens
 
     def _has_stayed(self, plan: StepPlan, row: int) -> bool:
         """Whether the row has the occupant it had in this plan."""
@@ -446,6 +448,18 @@ class Scheduler:
             sequence, own = self._sequence_in(row), scores[row]
             entry = Scored(sequence.number, token_id, is_stop, own.rank, own.logprob, own.ids, own.logprobs)
             entries.append((sequence.slot, entry))
+        return tuple(entries)
+
+    def _scored_prompts(self, plan: StepPlan, result: StepResult) -> tuple[tuple[int, Scored], ...]:
+        entries = []
+        for row, prompt in result.prompt_scores.items():
+            if self._has_stayed(plan, row):
+                sequence, tokens = self._sequence_in(row), self.state.token_ids[row]
+                for place, own in enumerate(prompt.scores, prompt.first_place):
+                    entry = Scored(
+                        sequence.number, int(tokens[place]), False, own.rank, own.logprob, own.ids, own.logprobs, place
+                    )  # fmt: skip
+                    entries.append((sequence.slot, entry))
         return tuple(entries)
 
     # ── the end of a sequence ────────────────────────────────────────────────────────────────────────────────────

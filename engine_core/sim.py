@@ -21,9 +21,9 @@ from config.settings import EngineSettings
 from engine_core.batch_state import BatchState
 from engine_core.errors import CannotBoot
 from engine_core.held_output import allowed_next
-from engine_core.plan import DEAD_END, Int32Array, RowFailure, Rows, StepPlan, StepResult
+from engine_core.plan import DEAD_END, Int32Array, PromptScores, RowFailure, Rows, StepPlan, StepResult, TokenScores
 from engine_core.row_guard import each_row
-from ipc.messages import Pooling
+from ipc.messages import NO_LOGPROBS, Pooling
 
 _SPACED_WORD = re.compile("[Ġ▁][a-z]{2,12}")  # a word with its space, in byte-level and in SentencePiece spelling
 _WORD = re.compile("[A-Za-z]{1,12}")
@@ -67,7 +67,8 @@ class SimRunner:
         token_ids = self._script[(self._bases[rows] + positions * _STRIDE) % len(self._script)]
         failures = self._hold_to_grammars(rows, token_ids) if state.has_grammar[rows].any() else {}
         embeddings = self._embeddings(rows) if state.num_pooled else {}
-        result = StepResult(token_ids, failures, embeddings=embeddings)
+        prompt_scores = self._prompt_scores(plan) if state.num_scored_prompts else {}
+        result = StepResult(token_ids, failures, embeddings=embeddings, prompt_scores=prompt_scores)
         return SimLaunched(result, self._end_of_step_s(plan.num_tokens - plan.num_decodes))
 
     def _embeddings(self, rows: Rows) -> dict[int, NDArray[np.float32]]:
@@ -77,6 +78,16 @@ class SimRunner:
             row: np.random.default_rng(self._bases[row]).standard_normal(self._hidden_size, np.float32)
             for row in pooled
         }
+
+    def _prompt_scores(self, plan: StepPlan) -> dict[int, PromptScores]:
+        """Of a script that expects whatever it is given: each token is certain, and nothing stands beside it."""
+        state, scored = self._state, dict[int, PromptScores]()
+        for row, context_len, num_new in zip(plan.rows, plan.context_lens, plan.num_new_tokens, strict=True):
+            end = min(int(context_len + num_new), int(state.num_prompt[row]) - 1)
+            if state.num_prompt_logprobs[row] != NO_LOGPROBS and context_len < end:
+                certain = [TokenScores(0.0, 1, [], []) for _ in range(context_len, end)]
+                scored[int(row)] = PromptScores(int(context_len) + 1, certain)
+        return scored
 
     def _hold_to_grammars(self, rows: Rows, token_ids: Int32Array) -> dict[int, RowFailure]:
         """The end where it is allowed, else the scripted word, else the first token that fits; what nothing fits fails."""

@@ -83,6 +83,7 @@ class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
     allowed_token_ids: tuple[int, ...] = ()  # nothing else is drawn; (): everything may be
     thinking: Thinking | None = None  # None: nothing depends on it
     grammar: Grammar | None = None  # the output, less what is thinking, matches it or is cut short by its length
+    num_prompt_logprobs: int = NO_LOGPROBS  # alternatives beside each prompt token's own, from its second token on
 
 
 class Pooling(IntEnum):

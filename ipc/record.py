@@ -13,8 +13,9 @@ word  field        meaning
    …  finishes     FINISH_WORDS words per entry, see Finish
    …  failures     per entry: stream number, code, byte length, then UTF-8 text padded with NUL to whole words
    …  scored       tokens of streams that asked for logprobs, which are not in the token section: per entry stream number,
-                   token id, 1 if it ended the stream as a stop id, rank, count of alternatives, logprob, then the ids of
-                   the alternatives, then their logprobs; logprobs are float32
+                   token id, bit 0: it ended the stream as a stop id, bits 1 to 31: its place if it is one of the prompt's,
+                   rank, count of alternatives, logprob, then the ids of the alternatives, then their logprobs; logprobs
+                   are float32
    …  embeddings   per entry: stream number, offset, count, then count float32: one stream's vector, or the piece of it that
                    begins at the offset; one too long for a record comes in pieces over several, in order
 
@@ -84,6 +85,7 @@ class Scored(Struct, frozen=True):
     logprob: float
     ids: list[int]  # the likeliest, descending
     logprobs: list[float]
+    prompt_place: int = 0  # in the prompt, whose first token has no score; 0: it is of the output
 
 
 class Embedding(Struct, frozen=True, eq=False):
@@ -144,7 +146,8 @@ def pack_record(
         words.frombytes(text.ljust(-len(text) % 4 + len(text), b"\0"))
         num_failures += 1
     for entry in scored:
-        words.extend((entry.stream, entry.token, entry.is_stop, entry.rank, len(entry.ids)))
+        flags = entry.is_stop | entry.prompt_place << 1
+        words.extend((entry.stream, entry.token, flags, entry.rank, len(entry.ids)))
         words.frombytes(array("f", (entry.logprob,)).tobytes())
         words.extend(entry.ids)
         words.frombytes(array("f", entry.logprobs).tobytes())
@@ -183,12 +186,12 @@ def unpack_record(payload: bytes | memoryview) -> StepRecord:
         at += (length + 3) // 4
     floats = view.cast("f") if num_scored else ()
     for _ in range(num_scored):
-        stream, token, is_stop, rank, count = words[at : at + 5]
+        stream, token, flags, rank, count = words[at : at + 5]
         ids_at, logprobs_at = at + SCORED_WORDS, at + SCORED_WORDS + count
         at = logprobs_at + count
         logprobs = list(floats[logprobs_at:at])
         entry = Scored(
-            stream, token, bool(is_stop), rank, floats[ids_at - 1], words[ids_at:logprobs_at], logprobs
+            stream, token, bool(flags & 1), rank, floats[ids_at - 1], words[ids_at:logprobs_at], logprobs, flags >> 1
         )  # fmt: skip
         record.scored.append(entry)
     for _ in range(num_embeddings):

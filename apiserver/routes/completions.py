@@ -4,10 +4,11 @@ import asyncio
 import time
 from functools import partial
 
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from apiserver.asgi import read_body
-from apiserver.generation import Prompt
+from apiserver.generation import GenerationRequest, Prompt
 from apiserver.logprobs import TokenIds, TokenTexts
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.generate import answer, check_model, deadline_of, kinds_or_none, request_id_of
@@ -42,6 +43,8 @@ class Completions:
             deadline_s=deadline_of(scope),
         )
         generation = await asyncio.to_thread(build) if asks_for_grammar(request) else build()
+        if request.echo and not request.return_token_ids:  # with ids the prompt is echoed as ids alone, as in vLLM
+            generation = await _with_texts(generation, self._prompts)
         response_id = f"cmpl-{request_id}"
         texts = self._token_ids if request.return_tokens_as_token_ids else self._texts
         events = CompletionEvents(response_id, model, texts)
@@ -64,4 +67,13 @@ async def encoded_prompts(request: CompletionRequest, services: Services, encode
         bounded_field=None if is_truncated(request) else "prompt",
     )
     services.metrics.tokenize.observe(time.monotonic() - started_s)
-    return tuple(map(Prompt, encoded))
+    return tuple(map(Prompt, encoded, prompts) if request.echo else map(Prompt, encoded))
+
+
+async def _with_texts(generation: GenerationRequest, encoder: PromptEncoder) -> GenerationRequest:
+    """Of prompts that came as ids, or were cut, the text is that of their ids."""
+    prompts = [
+        prompt if prompt.text is not None else Prompt(prompt.ids, await encoder.decode(prompt.as_list()))
+        for prompt in generation.prompts
+    ]
+    return structs.replace(generation, prompts=tuple(prompts))

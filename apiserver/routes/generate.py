@@ -4,14 +4,14 @@ the log line."""
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from msgspec import Struct, structs
 from starlette.types import Receive, Scope, Send
 
 from apiserver import generation
 from apiserver.asgi import ClientLeft, header, send_body
-from apiserver.collected_details import CollectedDetails
+from apiserver.collected_details import CollectedDetails, PromptEvents
 from apiserver.detailed_choice import detailed_choice_of
 from apiserver.errors import InvalidRequest, ModelNotFound
 from apiserver.event_stream import ChoiceOf, Events, StreamedChoice, StreamedResponse, collect
@@ -123,9 +123,10 @@ async def answer(
         for choice in choices:
             choice.logprobs = events.logprobs(choice.kept_scores)
     if request.details is not None:
-        for choice in choices:
-            if isinstance(choice, CollectedDetails):
-                choice.describe(request, request.details)
+        detailed = [choice for choice in choices if isinstance(choice, CollectedDetails)]
+        for place, choice in enumerate(detailed):
+            first = detailed[place - place % request.n]
+            choice.describe(request, request.details, first.prompt_scores, cast(PromptEvents, events))
     usage = generation.usage_of(request, choices)
     _log(log, state["started_s"], request, choices, usage, False)
     await send_body(send, body(response_id, model, choices, usage))

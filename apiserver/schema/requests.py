@@ -80,6 +80,7 @@ class SamplingFields(StructuredFields, kw_only=True):
     return_token_ids: bool | None = False
     return_tokens_as_token_ids: bool | None = False
     stream_interval: int | None = None
+    prompt_logprobs: int | None = None
 
     # Accepted, and without effect on the answer: labels, and what vLLM documents as void on these routes.
     user: NoEffect = None
@@ -95,9 +96,7 @@ class SamplingFields(StructuredFields, kw_only=True):
     return_token_offsets: NoEffect = None
 
     # Known, and refused unless they ask for nothing.
-    prompt_logprobs: Unserved = None
     logprob_token_ids: Unserved = None
-    echo: Unserved = None
     best_of: Unserved = None
     use_beam_search: Unserved = None
     length_penalty: Unserved = None
@@ -129,6 +128,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = True
 
+    echo: Unserved = None
     chat_template: Unserved = None
     functions: Unserved = None
     function_call: Unserved = None
@@ -145,6 +145,7 @@ class ChatRequest(SamplingFields, kw_only=True):
 class CompletionRequest(SamplingFields, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
+    echo: bool | None = False
 
     top_logprobs: Unserved = None
     suffix: Unserved = None

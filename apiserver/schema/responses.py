@@ -11,7 +11,7 @@ import msgspec
 from apiserver.collected_details import CollectedDetails
 from apiserver.errors import ApiError
 from apiserver.generation import CollectedChoice, GenerationRequest, Usage
-from apiserver.logprobs import TokenTexts, chat_logprobs, completion_logprobs
+from apiserver.logprobs import TokenTexts, chat_logprobs, completion_logprobs, prompt_logprobs
 from apiserver.output_parts import CallArguments, CallStart, Content, Part, Reasoning
 from apiserver.parsed_text import ParsedText
 from ipc.record import Scored
@@ -56,6 +56,9 @@ class _Events:
         head = {"id": response_id, "object": self.kind, "created": int(time.time()), "model": model}
         self._head = b"data: " + _encode(head)[:-1]
         self._choice = self._head + b',"choices":[{"index":'
+
+    def prompt_logprobs(self, scores: list[Scored]) -> list[dict[str, Any] | None]:
+        return prompt_logprobs(self._texts, scores)
 
     def usage(self, usage: Usage) -> bytes:
         return b'%b,"choices":[],"usage":%b}\n\n' % (self._head, _encode(usage_object(usage)))
@@ -149,14 +152,15 @@ class CompletionEvents(_Events):
         prefix = b'%b%d,"text":"' % (self._choice, index)
         return prefix, b'","logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
 
-    def scored(self, index: int, text: bytes, scores: list[Scored]) -> bytes:
+    def scored(self, index: int, text: bytes, scores: list[Scored], first: int | None = None) -> bytes:
+        """`first`: an echoed prompt's first token, which has no score."""
         offset = self._offsets.get(index, 0)
-        logprobs, self._offsets[index] = completion_logprobs(self._texts, scores, offset)
+        logprobs, self._offsets[index] = completion_logprobs(self._texts, scores, offset, first)
         form = b'%b%d,"text":"%b","logprobs":%b,"finish_reason":null,"stop_reason":null}]}\n\n'
         return form % (self._choice, index, text, _encode(logprobs))
 
-    def logprobs(self, scores: list[Scored]) -> dict[str, Any]:
-        return completion_logprobs(self._texts, scores, 0)[0]
+    def logprobs(self, scores: list[Scored], first: int | None = None) -> dict[str, Any]:
+        return completion_logprobs(self._texts, scores, 0, first)[0]
 
     def closing(self, index: int, finish_reason: str, stop_reason: str | int | None) -> bytes:
         reasons = _encode(finish_reason), _encode(stop_reason)
@@ -169,6 +173,7 @@ def chat_body(response_id: str, model: str, choices: list[CollectedChoice], usag
     body = {**_base(response_id, "chat.completion", model, rows, usage), **_CHAT}
     if isinstance(choices[0], CollectedDetails):
         body["prompt_token_ids"] = choices[0].prompt_ids
+        body["prompt_logprobs"] = choices[0].prompt_logprobs
     return _encode(body)
 
 
@@ -214,6 +219,7 @@ def _completion_choice(choice: CollectedChoice) -> dict[str, Any]:
     row = {**_choice(choice), "text": choice.content, **_COMPLETION_CHOICE}
     if isinstance(choice, CollectedDetails):
         row["prompt_token_ids"] = choice.prompt_ids
+        row["prompt_logprobs"] = choice.prompt_logprobs
     return row
 
 

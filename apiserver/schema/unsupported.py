@@ -21,9 +21,7 @@ FALSE: tuple[Any, ...] = (None, False)
 EMPTY: tuple[Any, ...] = (None, [], {}, "")
 
 SHARED: Mapping[str, tuple[Any, ...]] = {
-    "prompt_logprobs": ANY_NULL,
     "logprob_token_ids": EMPTY,
-    "echo": FALSE,
     "best_of": (None, 1),
     "use_beam_search": FALSE,
     "length_penalty": (None, 1.0),
@@ -40,6 +38,7 @@ SHARED: Mapping[str, tuple[Any, ...]] = {
 }
 CHAT: Mapping[str, tuple[Any, ...]] = {
     **SHARED,
+    "echo": FALSE,
     "chat_template": ANY_NULL,
     "functions": EMPTY,
     "function_call": (None, "none"),

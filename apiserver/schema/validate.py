@@ -80,6 +80,9 @@ def _details_or_none(request: SamplingFields, output_format: OutputFormat | None
         has_prompt_ids=bool(request.return_token_ids),
         has_token_ids=bool(request.return_token_ids) and (output_format is None or output_format.shows_reasoning),
         has_running_usage=bool(options and options.include_usage and options.continuous_usage_stats),
+        has_prompt_logprobs=_asks_for_prompt_logprobs(request),
+        echoes=_echoes(request),
+        has_output=not _only_echoes(request),
         stream_interval=_within("stream_interval", request.stream_interval, 1, 1, INT32_MAX) if request.stream else 1,
     )
     return None if details == NO_DETAILS else details
@@ -190,6 +193,7 @@ def _sampling(
         ignore_eos=bool(request.ignore_eos),
         logit_bias=_logit_bias(request.logit_bias or {}, model.vocab_size),
         num_logprobs=_num_logprobs(request),
+        num_prompt_logprobs=_num_prompt_logprobs(request),
         allowed_token_ids=_allowed_token_ids(request, model.vocab_size),
         thinking=_thinking_or_none(grammar, output_format),
         grammar=grammar,
@@ -232,6 +236,27 @@ def _num_logprobs(request: SamplingFields) -> int:
     if count and not request.logprobs:
         raise InvalidRequest("when using `top_logprobs`, `logprobs` must be set to true", param="top_logprobs")
     return count if request.logprobs else NO_LOGPROBS
+
+
+def _num_prompt_logprobs(request: SamplingFields) -> int:
+    """Alternatives per prompt token. As in vLLM a stream has none, but for those that it echoes."""
+    if _asks_for_prompt_logprobs(request):
+        return _within("prompt_logprobs", request.prompt_logprobs, NO_LOGPROBS, 0, MAX_LOGPROBS)
+    if request.prompt_logprobs:
+        raise InvalidRequest("prompt_logprobs are not available when stream is true", param="prompt_logprobs")
+    return _num_logprobs(request) if _echoes(request) else NO_LOGPROBS
+
+
+def _asks_for_prompt_logprobs(request: SamplingFields) -> bool:
+    return request.prompt_logprobs is not None and not request.stream
+
+
+def _echoes(request: SamplingFields) -> bool:
+    return isinstance(request, CompletionRequest) and bool(request.echo)
+
+
+def _only_echoes(request: SamplingFields) -> bool:
+    return _echoes(request) and request.max_tokens == 0
 
 
 def _or(value: float | None, default: float) -> float:
@@ -314,6 +339,8 @@ def _wanted_tokens(request: ChatRequest | CompletionRequest) -> int | None:
     """None: as many as fit."""
     if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
         return _within("max_completion_tokens", request.max_completion_tokens, 1, 1, INT64_MAX)
+    if _only_echoes(request):
+        return 1  # as in vLLM: drawn, counted and not shown
     if request.max_tokens is not None:
         return _within("max_tokens", request.max_tokens, 1, 1, INT64_MAX)
     return COMPLETION_MAX_TOKENS if isinstance(request, CompletionRequest) else None

@@ -31,6 +31,7 @@ from ipc.block_hash import HASH_BYTES
 from ipc.fleet_page import Cell
 from ipc.messages import (
     NO_LIMIT,
+    NO_LOGPROBS,
     Abort,
     AbortWorker,
     Action,
@@ -330,6 +331,8 @@ def fault_or_none(request: Generate, num_delivered: int) -> str | None:
     sampling = request.sampling
     if request.pooling:
         return "embeddings are not served by the engine vllm: it runs vLLM's generation"
+    if sampling.num_prompt_logprobs != NO_LOGPROBS:
+        return "logprobs of the prompt are not served by the engine vllm"
     if sampling.thinking is not None:
         if sampling.thinking.max_tokens != NO_LIMIT:
             return "thinking_token_budget is not served by the engine vllm"

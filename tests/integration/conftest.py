@@ -10,7 +10,8 @@ from tests.integration.fleet import Fleet
 
 @pytest.fixture(scope="session")
 def client(core_fleet: Fleet) -> Any:  # Any: overloads of literals do not fit requests made of variables
-    return OpenAI(base_url=core_fleet.base_url + "/v1", api_key="unused", max_retries=0)
+    with OpenAI(base_url=core_fleet.base_url + "/v1", api_key="unused", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

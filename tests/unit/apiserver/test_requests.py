@@ -93,7 +93,7 @@ def test_a_field_without_a_type_is_either_refused_or_listed_as_void() -> None:
 
 # A value of each field that asks for something.
 ASKING: dict[str, Any] = {
-    "top_logprobs": 2, "prompt_logprobs": 0, "logprob_token_ids": [1], "echo": True, "best_of": 2,
+    "top_logprobs": 2, "logprob_token_ids": [1], "echo": True, "best_of": 2,
     "use_beam_search": True, "length_penalty": 0.5, "bad_words": ["x"],
     "spaces_between_special_tokens": False,
     "thinking_token_budget": 5,

@@ -31,6 +31,7 @@ from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
 from ipc.fleet_page import FleetPage, State
 from ipc.messages import (
+    NO_LOGPROBS,
     Abort,
     Answered,
     Control,
@@ -45,7 +46,7 @@ from ipc.messages import (
     number_of,
 )
 from ipc.metrics_page import create_metrics_segment
-from ipc.record import NO_STOP_TOKEN, Embedding, Failure, Finish, FinishCode, pack_record
+from ipc.record import NO_STOP_TOKEN, Embedding, Failure, Finish, FinishCode, Scored, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
 from ipc.shelf import Shelf, format_shelf, shelf_segment_bytes
 
@@ -168,6 +169,12 @@ class ScriptedEngine:
             self._publish(embeddings=[Embedding(number, 0, vector[:2])])
             self._publish(embeddings=[Embedding(number, 2, vector[2:])], finishes=[finish])
             return
+        if message.sampling.num_prompt_logprobs != NO_LOGPROBS:
+            self._publish(scored=[scored(number, token, place) for place, token in enumerate(prompt) if place])
+        if message.sampling.num_logprobs != NO_LOGPROBS:
+            self._publish(scored=[scored(number, token) for token in made])
+            self._publish(finishes=[finish])
+            return
         if not message.is_streaming:
             self._publish(bulks=[(number, made)], finishes=[finish])
             return
@@ -189,6 +196,11 @@ class ScriptedEngine:
         assert self.client is not None
         assert self._ring.try_publish(pack_record(**sections), 1)
         self.client.drain()
+
+
+def scored(stream: int, token: int, prompt_place: int = 0) -> Scored:
+    """By the third likeliest; two are told of."""
+    return Scored(stream, token, False, 3, -float(token), [70, 71], [-0.25, -0.5], prompt_place)
 
 
 class WorkerRig:

@@ -9,7 +9,7 @@ import pytest
 from engine_core.batch_state import BatchState
 from engine_core.grammar import GrammarCompiler
 from engine_core.intake import Intake
-from engine_core.plan import StepResult
+from engine_core.plan import PromptScores, StepResult, TokenScores
 from engine_core.scheduler import Scheduler
 from ipc.block_hash import chain
 from ipc.messages import (
@@ -22,7 +22,7 @@ from ipc.messages import (
     Thinking,
     make_stream_id,
 )
-from ipc.record import Failure, FailureCode, Finish, FinishCode
+from ipc.record import Failure, FailureCode, Finish, FinishCode, pack_record, unpack_record
 from ipc.sockets import Inbound
 
 BLOCK_SIZE = 4
@@ -122,6 +122,34 @@ def test_an_embedding_is_cached_unless_it_needs_every_token(pooling: Pooling, is
 
     [sequence] = [sequence for sequence in rig.scheduler.state.sequences if sequence is not None]
     assert (sequence.pooling, sequence.is_cacheable) == (pooling, is_cacheable)
+
+
+def test_a_prompt_that_is_scored_is_computed_whole_and_its_scores_leave_in_order() -> None:
+    rig = Rig()
+    rig.generate(
+        ids(5, 6, 7, 8), sampling=SamplingParams(max_tokens=5, num_prompt_logprobs=0), block_hashes=b"\x01" * 16
+    )
+    plan = rig.scheduler.schedule()
+    assert plan is not None
+    row = int(plan.rows[0])
+    [sequence] = [sequence for sequence in rig.scheduler.state.sequences if sequence is not None]
+    assert not sequence.is_cacheable and rig.scheduler.state.num_scored_prompts == 1
+
+    rig.scheduler.advance(plan)
+    scores = [TokenScores(-float(place), place, [], []) for place in (1, 2, 3)]
+    result = StepResult(np.array([9], np.int32), prompt_scores={row: PromptScores(1, scores)})
+    tokens = rig.scheduler.commit(plan, result)
+
+    assert [(entry.prompt_place, entry.token, entry.rank) for _, entry in tokens.scored] == [
+        (1, 6, 1),
+        (2, 7, 2),
+        (3, 8, 3),
+    ]
+    assert tokens.token_ids.tolist() == [9]
+    record = unpack_record(pack_record(scored=[entry for _, entry in tokens.scored]))
+    assert record.scored == [entry for _, entry in tokens.scored], "and as they left so they arrive"
+    rig.scheduler.abort(STREAM)
+    assert rig.scheduler.state.num_scored_prompts == 0
 
 
 def test_a_prompt_beyond_the_pool_is_too_long() -> None:
