@@ -76,7 +76,7 @@ def put_prompt_score(scores: list[Scored], scored: Scored) -> None:
 def echoed_scores(request: GenerationRequest, scores: list[Scored]) -> list[Scored]:
     """With no more alternatives than an output token has: prompt_logprobs may have asked for more."""
     count = request.sampling.num_logprobs
-    if count >= request.sampling.num_prompt_logprobs:
+    if count >= request.sampling.num_prompt_logprobs or request.sampling.logprob_token_ids:
         return scores
     return [
         Scored(s.stream, s.token, False, s.rank, s.logprob, s.ids[:count], s.logprobs[:count], s.prompt_place)

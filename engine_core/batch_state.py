@@ -70,6 +70,9 @@ class BatchState:
         self.has_thinking_limit = np.zeros(rows, np.bool_)
         self.has_grammar = np.zeros(rows, np.bool_)  # the sequence has a matcher
         self.num_logprobs = np.full(rows, NO_LOGPROBS, np.int32)
+        self.logprob_token_ids: list[tuple[int, ...]] = [()] * rows
+        self.bad_words: list[tuple[tuple[int, ...], ...]] = [()] * rows
+        self.has_bad_words = np.zeros(rows, np.bool_)
         self.num_prompt_logprobs = np.full(rows, NO_LOGPROBS, np.int32)
         self.num_scored_prompts = 0  # running rows whose prompt is scored
         self.pooling = np.zeros(rows, np.int8)  # ipc.messages.Pooling
@@ -186,6 +189,9 @@ class BatchState:
         self.has_thinking_limit[row] = thinking is not None and thinking.max_tokens != NO_LIMIT
         self.has_grammar[row] = sampling.grammar is not None
         self.num_logprobs[row] = sampling.num_logprobs
+        self.logprob_token_ids[row] = sampling.logprob_token_ids
+        self.bad_words[row] = sampling.bad_words
+        self.has_bad_words[row] = bool(sampling.bad_words)
         self.num_prompt_logprobs[row] = sampling.num_prompt_logprobs
         ignores_eos = sampling.ignore_eos and sampling.grammar is None  # a grammar has no other end
         stop_ids = sampling.stop_token_ids if ignores_eos else (*self.eos_token_ids, *sampling.stop_token_ids)

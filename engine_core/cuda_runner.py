@@ -202,6 +202,7 @@ class CudaRunner:
                 or state.min_tokens[row] > 0
                 or bool(state.logit_bias[row])
                 or bool(state.is_restricted[row])
+                or bool(state.has_bad_words[row])
                 or bool(state.has_thinking_limit[row])
                 or bool(state.has_grammar[row])
                 or state.num_logprobs[row] != NO_LOGPROBS

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from itertools import chain
 
 import numpy as np
 from llguidance import LLMatcher
@@ -199,6 +200,11 @@ class Intake:
             return f"token id {largest} is outside the vocabulary of {self._vocab_size}"
         if message.sampling.num_logprobs != NO_LOGPROBS and not message.is_streaming:
             return "logprobs travel with streamed tokens only"
+        if not all(message.sampling.bad_words):
+            return "a bad word has no tokens"
+        named = [*message.sampling.logprob_token_ids, *chain.from_iterable(message.sampling.bad_words)]
+        if named and not 0 <= min(named) <= max(named) < self._vocab_size:
+            return f"a token of bad_words or logprob_token_ids is outside the vocabulary of {self._vocab_size}"
         allowed = message.sampling.allowed_token_ids
         if allowed and not 0 <= min(allowed) <= max(allowed) < self._vocab_size:
             return f"an allowed token id is outside the vocabulary of {self._vocab_size}"

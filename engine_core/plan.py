@@ -66,7 +66,7 @@ class RowFailure:
 
 
 NO_FINITE_LOGITS = RowFailure("the model gave no finite logits")
-DEAD_END = RowFailure("no token is allowed both by the grammar and by the request's other parameters", is_clients=True)
+DEAD_END = RowFailure("no token is allowed by all of the request's parameters together", is_clients=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

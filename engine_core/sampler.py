@@ -1,6 +1,6 @@
 """Logits become token ids, batched over rows, each row by its own parameters. Semantics are vLLM's:
 
-    allowed ids, grammar, min_tokens mask and logit bias → penalties → end of thinking
+    allowed ids, bad words, grammar, min_tokens mask and logit bias → penalties → end of thinking
     → (greedy rows: argmax) → temperature → min_p → top_k → top_p → draw
 
 A draw inverts the row's cumulative distribution, in token order, at a uniform number that depends on the row's seed and
@@ -22,7 +22,7 @@ from engine_core.philox import uniforms
 from engine_core.plan import DEAD_END, NO_FINITE_LOGITS, RowFailure, Rows, StepResult, TokenScores
 from engine_core.row_guard import each_row
 from engine_core.thinking_limit import forced_token_or_none
-from engine_core.token_scores import scores_of
+from engine_core.token_scores import scores_of, with_alternatives
 from ipc.messages import NO_LOGPROBS
 
 GREEDY_BELOW = 1e-5  # temperatures below are greedy, as in vLLM
@@ -42,9 +42,9 @@ class Sampler:
         token_ids = best.indices.to("cpu", torch.int32).numpy()
         is_finite = np.isfinite(best.values.cpu().numpy())
         if not is_finite.all():
-            has_grammar = self._state.has_grammar
+            is_held = self._state.has_grammar | self._state.has_bad_words
             for row in rows[~is_finite].tolist():
-                failures.setdefault(row, DEAD_END if has_grammar[row] else NO_FINITE_LOGITS)
+                failures.setdefault(row, DEAD_END if is_held[row] else NO_FINITE_LOGITS)
         drawn = np.flatnonzero((self._state.temperature[rows] >= GREEDY_BELOW) & is_finite)
         if len(drawn):
             chosen = logits if len(drawn) == len(rows) else logits[torch.from_numpy(drawn).to(logits.device)]
@@ -56,7 +56,13 @@ class Sampler:
         """(m, vocab_size) log-probabilities and the (m,) tokens that were drawn there."""
         counts = self._state.num_logprobs[rows].tolist()
         drawn = torch.from_numpy(token_ids.astype(np.int64)).to(logprobs.device)
-        return dict(zip(rows.tolist(), scores_of(logprobs, drawn, counts), strict=True))
+        scores = dict(zip(rows.tolist(), scores_of(logprobs, drawn, counts), strict=True))
+        for entry, (row, own) in enumerate(scores.items()):
+            if ids := self._state.logprob_token_ids[row]:
+                scores[row] = with_alternatives(
+                    own, logprobs[entry], list(dict.fromkeys((int(token_ids[entry]), *ids)))
+                )
+        return scores
 
     def _apply_rules(self, logits: Tensor, rows: Rows) -> dict[int, RowFailure]:
         """Every row's own rules, in place; the rows in which one raised."""
@@ -70,6 +76,7 @@ class Sampler:
             is_complete[index] = self._mask_by_grammar(logits[index], row)
 
         each(state.is_restricted[rows], self._mask_all_but_allowed)
+        each(state.has_bad_words[rows], self._mask_bad_words)
         each_row(rows, np.flatnonzero(state.has_grammar[rows]), mask_by_grammar, failures)
         too_short = state.num_tokens[rows] - state.num_prompt[rows] < state.min_tokens[rows]
         each(too_short & ~is_complete, self._mask_stop_ids)
@@ -85,6 +92,14 @@ class Sampler:
         ids = torch.tensor(self._state.allowed_token_ids[row], device=logits.device)
         kept = logits[ids]
         logits.fill_(-torch.inf)[ids] = kept
+
+    def _mask_bad_words(self, logits: Tensor, row: int) -> None:
+        """Not the last token of a word whose others have just been drawn."""
+        words = self._state.bad_words[row]
+        longest = max(map(len, words)) - 1
+        tail = self._output(row)[-longest:].tolist() if longest else []
+        last_ids = [word[-1] for word in words if len(word) == 1 or tail[1 - len(word) :] == list(word[:-1])]
+        logits[torch.tensor(last_ids, dtype=torch.int64, device=logits.device)] = -torch.inf
 
     def _mask_by_grammar(self, logits: Tensor, row: int) -> bool:
         """Nothing that leaves the grammar; whether only the end may follow."""

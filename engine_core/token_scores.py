@@ -15,3 +15,8 @@ def scores_of(logprobs: Tensor, chosen: Tensor, counts: list[int]) -> list[Token
         TokenScores(logprob, ranks[entry], ids[entry][:count], values[entry][:count])
         for entry, (count, [logprob]) in enumerate(zip(counts, own.tolist(), strict=True))
     ]
+
+
+def with_alternatives(own: TokenScores, logprobs: Tensor, ids: list[int]) -> TokenScores:
+    """Beside the token these, out of its (vocab_size,) row."""
+    return TokenScores(own.logprob, own.rank, ids, logprobs[ids].tolist())

@@ -84,6 +84,10 @@ class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
     thinking: Thinking | None = None  # None: nothing depends on it
     grammar: Grammar | None = None  # the output, less what is thinking, matches it or is cut short by its length
     num_prompt_logprobs: int = NO_LOGPROBS  # alternatives beside each prompt token's own, from its second token on
+    bad_words: tuple[tuple[int, ...], ...] = ()  # none of these runs of tokens is completed
+    logprob_token_ids: tuple[
+        int, ...
+    ] = ()  # the alternatives are these tokens, behind the one drawn; then num_logprobs is 0
 
 
 class Pooling(IntEnum):

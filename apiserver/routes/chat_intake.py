@@ -5,6 +5,7 @@ import asyncio
 from msgspec import Struct
 from starlette.types import Scope
 
+from apiserver.bad_words import without_bad_words
 from apiserver.chat_messages import render_chat
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.output_formats import OutputFormats
@@ -48,7 +49,7 @@ class ChatIntake:
         output_format = self.formats.format_or_none(chat, rendered.text)
         if output_format is not None and not output_format.shows_reasoning:
             chat.logprobs, chat.top_logprobs = False, None  # they would tell what is hidden; so in vLLM
-        return generation_request(
+        generation = generation_request(
             chat,
             (rendered.prompt,),
             services.model,
@@ -58,3 +59,4 @@ class ChatIntake:
             output_format=output_format,
             counts_reasoning=self.formats.has_reasoning,
         )
+        return without_bad_words(generation, chat.bad_words, services.preloaded.tokenizer)

@@ -8,6 +8,7 @@ from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from apiserver.asgi import read_body
+from apiserver.bad_words import without_bad_words
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.logprobs import TokenIds, TokenTexts
 from apiserver.prompt_encoding import PromptEncoder
@@ -43,6 +44,7 @@ class Completions:
             deadline_s=deadline_of(scope),
         )
         generation = await asyncio.to_thread(build) if asks_for_grammar(request) else build()
+        generation = without_bad_words(generation, request.bad_words, services.preloaded.tokenizer)
         if request.echo and not request.return_token_ids:  # with ids the prompt is echoed as ids alone, as in vLLM
             generation = await _with_texts(generation, self._prompts)
         response_id = f"cmpl-{request_id}"

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from apiserver.answer_details import AnswerDetails
 from apiserver.asgi import read_body
+from apiserver.bad_words import without_bad_words
 from apiserver.errors import InvalidRequest
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.logprobs import TokenTexts
@@ -85,6 +86,7 @@ class Generate:
             request_id=request_id,
             deadline_s=deadline_of(scope),
         )
+        generation = without_bad_words(generation, completion.bad_words, services.preloaded.tokenizer)
         thinking = self._thinking_or_none(request, generation)
         if thinking is None:
             return generation

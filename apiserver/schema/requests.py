@@ -81,6 +81,9 @@ class SamplingFields(StructuredFields, kw_only=True):
     return_tokens_as_token_ids: bool | None = False
     stream_interval: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    best_of: int | None = None
 
     # Accepted, and without effect on the answer: labels, and what vLLM documents as void on these routes.
     user: NoEffect = None
@@ -94,14 +97,11 @@ class SamplingFields(StructuredFields, kw_only=True):
     mm_payload: NoEffect = None
     return_mm_kwargs: NoEffect = None
     return_token_offsets: NoEffect = None
+    spaces_between_special_tokens: NoEffect = None  # there are none, as with vLLM's fast tokenizers
 
     # Known, and refused unless they ask for nothing.
-    logprob_token_ids: Unserved = None
-    best_of: Unserved = None
     use_beam_search: Unserved = None
     length_penalty: Unserved = None
-    bad_words: Unserved = None
-    spaces_between_special_tokens: Unserved = None
     kv_transfer_params: Unserved = None
     ec_transfer_params: Unserved = None
     vllm_xargs: Unserved = None

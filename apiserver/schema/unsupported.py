@@ -21,12 +21,8 @@ FALSE: tuple[Any, ...] = (None, False)
 EMPTY: tuple[Any, ...] = (None, [], {}, "")
 
 SHARED: Mapping[str, tuple[Any, ...]] = {
-    "logprob_token_ids": EMPTY,
-    "best_of": (None, 1),
     "use_beam_search": FALSE,
     "length_penalty": (None, 1.0),
-    "bad_words": EMPTY,
-    "spaces_between_special_tokens": (None, True),
     "kv_transfer_params": EMPTY,
     "ec_transfer_params": EMPTY,
     "vllm_xargs": EMPTY,

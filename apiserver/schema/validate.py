@@ -23,6 +23,7 @@ MAX_TEMPERATURE = 2.0
 MAX_REPETITION_PENALTY = 100.0
 MAX_LOGIT_BIAS = 1024  # entries
 MAX_STOP_TOKEN_IDS = 1024
+MAX_LOGPROB_TOKEN_IDS = 128
 MAX_STOP_LENGTH = 1024  # characters
 MAX_REQUEST_ID_CHARS = 128
 MAX_CACHE_SALT_CHARS = 1024
@@ -50,6 +51,8 @@ def generation_request(
     wanted = _wanted_tokens(request)
     prompts = _truncated(request, prompts, model.max_model_len)
     n = _within("n", request.n, 1, 1, limits.max_n)
+    if request.best_of is not None and request.best_of != n:
+        raise InvalidRequest(f"best_of must be as n is, {n}: nothing is generated to be dropped", param="best_of")
     _check_num_choices(len(prompts), n, limits)
     max_tokens = tuple(_max_tokens(request, prompt.num_tokens, wanted, model.max_model_len) for prompt in prompts)
     return GenerationRequest(
@@ -192,8 +195,9 @@ def _sampling(
         stop_token_ids=_stop_token_ids(request, model.vocab_size),
         ignore_eos=bool(request.ignore_eos),
         logit_bias=_logit_bias(request.logit_bias or {}, model.vocab_size),
-        num_logprobs=_num_logprobs(request),
+        num_logprobs=0 if request.logprob_token_ids else _num_logprobs(request),
         num_prompt_logprobs=_num_prompt_logprobs(request),
+        logprob_token_ids=_logprob_token_ids(request, model.vocab_size),
         allowed_token_ids=_allowed_token_ids(request, model.vocab_size),
         thinking=_thinking_or_none(grammar, output_format),
         grammar=grammar,
@@ -224,6 +228,24 @@ def _allowed_token_ids(request: SamplingFields, vocab_size: int) -> tuple[int, .
     if not 1 <= len(ids) <= vocab_size:
         raise InvalidRequest(f"allowed_token_ids must have 1 to {vocab_size} entries", param="allowed_token_ids")
     check_token_ids("allowed_token_ids", ids, vocab_size)
+    return tuple(dict.fromkeys(ids))
+
+
+def _logprob_token_ids(request: SamplingFields, vocab_size: int) -> tuple[int, ...]:
+    ids = request.logprob_token_ids
+    if not ids:
+        return ()
+    assert isinstance(request, CompletionRequest | ChatRequest)
+    if request.logprobs is None or request.logprobs is False:
+        raise InvalidRequest("logprob_token_ids need logprobs", param="logprob_token_ids")
+    if len(ids) > MAX_LOGPROB_TOKEN_IDS:
+        raise InvalidRequest(
+            f"logprob_token_ids has {len(ids)} entries, at most {MAX_LOGPROB_TOKEN_IDS} are taken",
+            param="logprob_token_ids",
+        )
+    if _only_echoes(request):
+        raise InvalidRequest("logprob_token_ids are of the output, and max_tokens is 0", param="logprob_token_ids")
+    check_token_ids("logprob_token_ids", ids, vocab_size)
     return tuple(dict.fromkeys(ids))
 
 

@@ -331,6 +331,8 @@ def fault_or_none(request: Generate, num_delivered: int) -> str | None:
     sampling = request.sampling
     if request.pooling:
         return "embeddings are not served by the engine vllm: it runs vLLM's generation"
+    if sampling.logprob_token_ids:
+        return "logprob_token_ids are not served by the engine vllm"
     if sampling.num_prompt_logprobs != NO_LOGPROBS:
         return "logprobs of the prompt are not served by the engine vllm"
     if sampling.thinking is not None:
@@ -348,7 +350,7 @@ def _goes_on_exactly(request: Generate) -> bool:
     sampling = request.sampling
     is_greedy = sampling.temperature < GREEDY_BELOW
     counts_output = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
-    return is_greedy and not counts_output and sampling.grammar is None
+    return is_greedy and not counts_output and sampling.grammar is None and not sampling.bad_words
 
 
 def _request_id(stream_id: int) -> str:

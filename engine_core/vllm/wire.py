@@ -187,6 +187,8 @@ def sampling_fields(
         fields["logit_bias"] = dict(sampling.logit_bias)
     if sampling.allowed_token_ids:
         fields["allowed_token_ids"] = list(sampling.allowed_token_ids)
+    if sampling.bad_words:
+        fields["_bad_words_token_ids"] = [list(word) for word in sampling.bad_words]
     if sampling.num_logprobs != NO_LOGPROBS:
         fields["logprobs"] = sampling.num_logprobs
     if sampling.grammar is not None:

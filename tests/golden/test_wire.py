@@ -55,7 +55,7 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
         GENERATE,
         [
             1, STREAM, "req-1",
-            [7, 0, 0.5, 1.0, 0, 0.0, 0.0, 0.0, 1.0, 42, [2], False, [[5, -1.5]], -1, [], None, None, -1],
+            [7, 0, 0.5, 1.0, 0, 0.0, 0.0, 0.0, 1.0, 42, [2], False, [[5, -1.5]], -1, [], None, None, -1, [], []],
             b"\x01" * 16, False, -1, 12.5, 9, 0,
         ],
     ),
@@ -74,7 +74,7 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
         ),
         [
             9, STREAM + 1,
-            [1, STREAM, "r", [7, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, None, [], False, [], -1, [], None, None, -1],
+            [1, STREAM, "r", [7, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, None, [], False, [], -1, [], None, None, -1, [], []],
              b"", True, 0, None, 0, 0],
             3,
         ],

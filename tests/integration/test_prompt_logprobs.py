@@ -55,3 +55,20 @@ def test_a_chat_tells_the_logprobs_of_its_prompt(client: openai.OpenAI) -> None:
     first, *others = answer.prompt_logprobs
     assert first is None and len(others) == answer.usage.prompt_tokens - 1
     assert all(3 <= len(entry) <= 4 and entry[next(iter(entry))]["logprob"] <= 0 for entry in others)
+
+
+def test_a_bad_word_never_comes_and_named_tokens_have_their_logprobs(client: openai.OpenAI) -> None:
+    def ask(**extra: Any) -> Any:
+        extra["return_tokens_as_token_ids"] = True
+        return client.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=8, temperature=0, logprobs=1, extra_body=extra
+        )
+
+    free = ask()
+    assert " Paris" in free.choices[0].text
+
+    banned = ask(bad_words=["Paris"], logprob_token_ids=[5, 6])
+
+    assert "Paris" not in banned.choices[0].text
+    for token, entry in zip(banned.choices[0].logprobs.tokens, banned.choices[0].logprobs.top_logprobs, strict=True):
+        assert entry.keys() == {token, "token_id:5", "token_id:6"}

@@ -109,7 +109,7 @@ def test_the_schema_takes_what_the_server_takes(
     [
         ("/v1/chat/completions", {"messages": "hello"}),
         ("/v1/chat/completions", {**CHAT, "temperature": "hot"}),
-        ("/v1/chat/completions", {**CHAT, "best_of": 2}),
+        ("/v1/chat/completions", {**CHAT, "length_penalty": 2}),
         ("/v1/completions", {}),
         ("/v1/messages", {"messages": []}),
         ("/detokenize", {"tokens": ["a"]}),

@@ -82,6 +82,7 @@ def test_a_field_without_a_type_is_either_refused_or_listed_as_void() -> None:
     void = {
         "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
         "session_id", "mm_payload", "return_mm_kwargs", "return_token_offsets",
+        "spaces_between_special_tokens",
     }  # fmt: skip
 
     for struct, table in ((ChatRequest, CHAT), (CompletionRequest, COMPLETION), (TokenizeRequest, TOKENIZE)):
@@ -93,9 +94,8 @@ def test_a_field_without_a_type_is_either_refused_or_listed_as_void() -> None:
 
 # A value of each field that asks for something.
 ASKING: dict[str, Any] = {
-    "top_logprobs": 2, "logprob_token_ids": [1], "echo": True, "best_of": 2,
-    "use_beam_search": True, "length_penalty": 0.5, "bad_words": ["x"],
-    "spaces_between_special_tokens": False,
+    "top_logprobs": 2, "echo": True,
+    "use_beam_search": True, "length_penalty": 0.5,
     "thinking_token_budget": 5,
     "kv_transfer_params": {"a": 1}, "ec_transfer_params": {"a": 1},
     "vllm_xargs": {"a": 1}, "logits_processors": ["p"],

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine_core.batch_state import BatchState
-from engine_core.plan import NO_FINITE_LOGITS, Rows
+from engine_core.plan import DEAD_END, NO_FINITE_LOGITS, Rows
 from engine_core.sampler import Sampler
 from engine_core.sequence import Sequence
 from ipc.messages import NO_LOGPROBS, SamplingParams, Thinking
@@ -193,6 +193,7 @@ def test_frequencies_are_the_probabilities(fields: dict[str, float]) -> None:
     state.is_restricted = np.zeros(num_draws, np.bool_)
     state.has_thinking_limit = np.zeros(num_draws, np.bool_)
     state.has_grammar = np.zeros(num_draws, np.bool_)
+    state.has_bad_words = np.zeros(num_draws, np.bool_)
 
     drawn = np.bincount(sampled(state, logits.repeat(num_draws, 1)), minlength=VOCAB)
 
@@ -285,3 +286,40 @@ def test_rare_top_p_beyond_the_candidates_is_exact() -> None:
         drawn.add(int(Sampler(state).sample(torch.zeros(1, 5000), rows(1)).token_ids[0]))
 
     assert max(drawn) > 3000 and len(drawn) > 250
+
+
+@pytest.mark.parametrize(
+    ("words", "output", "chosen"),
+    [
+        (((9,),), (), 3),  # a word of one token is never drawn
+        (((4, 9),), (4,), 3),
+        (((4, 9),), (4, 8), 9),  # what stands before it is not the word's beginning
+        (((4, 9),), (), 9),
+        (((8, 4, 9), (3,)), (8, 4), 0),
+    ],
+)
+def test_a_bad_word_is_never_completed(
+    words: tuple[tuple[int, ...], ...], output: tuple[int, ...], chosen: int
+) -> None:
+    """The prompt ends in the token 7, and is no part of a word."""
+    assert sampled(state_with(greedy(bad_words=words), output=output), descending(9, 3)) == [chosen]
+    assert sampled(state_with(greedy(bad_words=((7, 9),))), descending(9, 3)) == [9]
+
+
+def test_a_row_that_bad_words_leave_nothing_is_the_requests_fault() -> None:
+    state = state_with(greedy(bad_words=((9,),), allowed_token_ids=(9,)), greedy())
+
+    result = Sampler(state).sample(descending(9, 3).repeat(2, 1), rows(2))
+
+    assert result.failures == {0: DEAD_END} and result.token_ids[1] == 9
+
+
+def test_logprobs_of_named_tokens_stand_behind_the_drawn_one() -> None:
+    state = state_with(greedy(num_logprobs=0, logprob_token_ids=(30, 9, 3)), greedy(num_logprobs=2))
+
+    scores = Sampler(state).sample(descending(9, 3).repeat(2, 1), rows(2)).scores
+
+    logprobs = torch.log_softmax(descending(9, 3), -1)[0]
+    assert scores[0].ids == [9, 30, 3] and scores[1].ids == [9, 3]
+    assert scores[0].logprobs == pytest.approx(logprobs[[9, 30, 3]].tolist())
+    assert scores[0].rank == 1 and scores[0].logprob == pytest.approx(float(logprobs[9]))
