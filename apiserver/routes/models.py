@@ -1,6 +1,6 @@
 """GET /v1/models and /v1/models/{name} (https://platform.openai.com/docs/api-reference/models)."""
 
-import time
+from pathlib import Path
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -13,7 +13,8 @@ from apiserver.services import Services
 class Models:
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._created = int(time.time())
+        # Of the model's folder, not of this process: every worker, and its successor, says the same.
+        self._created = int((Path(services.model.path) / "config.json").stat().st_mtime)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         name = scope.get("path_params", {}).get("name")

@@ -23,6 +23,7 @@ from engine_core.vllm.wire import (
     Output,
     Outputs,
     SchedulerStats,
+    UtilityOutput,
     Wire,
     sampling_fields,
     step_logprobs,
@@ -79,6 +80,8 @@ class Bridge:
         for pollable in (socket.pollable, link.output):
             self._poller.register(pollable, zmq.POLLIN)
         self._streams: dict[str, Stream] = {}  # by vLLM's request id
+        self._resets: dict[int, int] = {}  # tickets by vLLM's call id: it has not answered yet
+        self._num_calls = 0
         self._endings: list[Ending] = []
         self._started: list[int] = []
         self._ended: list[int] = []
@@ -137,20 +140,29 @@ class Bridge:
                     self._drop([stream])
             case AbortWorker(slot=slot, generation=generation):
                 self._abort_slot(slot, generation)
+            case Control(action=Action.RESET_PREFIX_CACHE, ticket=ticket):
+                self._num_calls += 1
+                self._resets[self._num_calls] = ticket
+                self._link.utility(self._wire.utility(self._num_calls, "reset_prefix_cache"))
             case Control() as control:
-                self._socket.send(self._obey(control))
+                count = self._abort_requests(control) if control.action == Action.ABORT_REQUESTS else 0
+                self._socket.send(EngineAnswer(engine=self._index, ticket=control.ticket, count=count))
 
-    def _obey(self, control: Control) -> EngineAnswer:
-        """What an operator wants of all engines. vLLM's own cache and profiler are its own server's business."""
-        count, fault = 0, ""
-        if control.action == Action.ABORT_REQUESTS:
-            ids = frozenset(control.request_ids)
-            streams = [stream for stream in self._streams.values() if not ids or stream.client_request_id in ids]
-            self._stop(streams)
-            count = len({stream.client_request_id for stream in streams})
-        elif control.action == Action.RESET_PREFIX_CACHE:
-            fault = "the engine vllm keeps its prefix cache"
-        return EngineAnswer(engine=self._index, ticket=control.ticket, count=count, fault=fault)
+    def _abort_requests(self, control: Control) -> int:
+        """How many an operator has ended so."""
+        ids = frozenset(control.request_ids)
+        streams = [stream for stream in self._streams.values() if not ids or stream.client_request_id in ids]
+        self._stop(streams)
+        return len({stream.client_request_id for stream in streams})
+
+    def _on_utility(self, output: UtilityOutput) -> None:
+        """vLLM refuses to forget while it runs requests: whoever asked may ask again."""
+        ticket = self._resets.pop(output.call_id, None)
+        if ticket is None:
+            return
+        is_done = output.failure_message is None and bool(output.result and output.result[1])
+        fault = "" if is_done else output.failure_message or "vLLM keeps its prefix cache while requests use it"
+        self._socket.send(EngineAnswer(engine=self._index, ticket=ticket, fault=fault))
 
     def _stop(self, streams: Sequence[Stream]) -> None:
         """End these now, each with a finish that has its counts."""
@@ -257,6 +269,8 @@ class Bridge:
                     stream.output_ids.extend(ids)
                 if output.finish_reason is not None:
                     self._end(stream, output.finish_reason, stop_token_id, outputs.timestamp)
+            if outputs.utility_output is not None:
+                self._on_utility(outputs.utility_output)
             self._note_step(outputs, num_tokens)
         if not token_ids and not scored:
             return NO_TOKENS

@@ -11,7 +11,7 @@ import msgspec
 import zmq
 from msgspec import Struct
 
-from engine_core.vllm.wire import ABORT, ADD
+from engine_core.vllm.wire import ABORT, ADD, UTILITY
 
 POLL_MS = 200
 
@@ -75,6 +75,9 @@ class EngineLink:
 
     def abort(self, frame: bytes) -> None:
         self._input.send_multipart([self._engine, ABORT, frame])
+
+    def utility(self, frame: bytes) -> None:
+        self._input.send_multipart([self._engine, UTILITY, frame])
 
     def receive(self) -> Iterator[Sequence[bytes]]:
         """The frames of each message that has arrived; does not wait."""

@@ -16,7 +16,7 @@ from engine_core.vllm.layouts import Layout
 from ipc.grammar import Grammar
 from ipc.messages import NO_LOGPROBS, SamplingParams
 
-ADD, ABORT = b"\x00", b"\x01"
+ADD, ABORT, UTILITY = b"\x00", b"\x01", b"\x03"
 ENGINE_CORE_DEAD = b"ENGINE_CORE_DEAD"
 DELTA = 1  # RequestOutputKind: how a front end of vLLM would like its outputs; an engine core does not look
 STRUCTURED_BACKEND = "guidance"  # llguidance, which has checked the grammar here
@@ -62,6 +62,14 @@ class SchedulerStats(Struct):
     prefix_cache_stats: PrefixCacheStats | None = None
 
 
+class UtilityOutput(Struct, array_like=True):
+    """What came of a call that is no request."""
+
+    call_id: int
+    failure_message: str | None = None
+    result: Any = None  # a pair: nothing, and what the method returned. Any: whatever that is
+
+
 class Output(Protocol):
     """EngineCoreOutput, as far as it is read."""
 
@@ -78,6 +86,7 @@ class Outputs(Protocol):
 
     outputs: list[Output]
     scheduler_stats: SchedulerStats | None
+    utility_output: UtilityOutput | None
     timestamp: float  # the engine's monotonic clock, seconds
 
 
@@ -98,6 +107,7 @@ _OUTPUT_TYPES: dict[str, tuple[Any, Any]] = {  # Any: types
 }
 _OUTPUTS_TYPES: dict[str, tuple[Any, Any]] = {
     "scheduler_stats": (SchedulerStats | None, None),
+    "utility_output": (UtilityOutput | None, None),
     "timestamp": (float, 0.0),
 }
 
@@ -136,6 +146,10 @@ class Wire:
     def abort(self, request_ids: Sequence[str]) -> bytes:
         """The data frame of an ABORT."""
         return self._encode(request_ids)
+
+    def utility(self, call_id: int, method: str) -> bytes:
+        """The data frame of a UTILITY: a method of the engine core, without arguments."""
+        return self._encode([0, call_id, method, []])
 
     def outputs(self, frame: bytes) -> Outputs:
         """Raises msgspec.MsgspecError: it is none."""

@@ -59,6 +59,18 @@ VALID: tuple[Request, ...] = (
     ),
     Request("POST", "/v1/messages", {"max_tokens": 8, "messages": [{"role": "user", "content": "hi"}], "system": "s"}),
     Request("POST", "/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "hi"}]}),
+    Request("POST", "/v1/chat/completions/render", {**_CHAT, "max_tokens": 8, "stop": "x", "n": 2}),
+    Request("POST", "/v1/completions/render", {"prompt": ["a", "b c"], "max_tokens": 8}),
+    Request(
+        "POST",
+        "/inference/v1/generate",
+        {"token_ids": [1, 2, 3], "sampling_params": {"max_tokens": 8, "n": 2, "logprobs": 1}, "stream": True},
+    ),
+    Request(
+        "POST",
+        "/inference/v1/generate",
+        {"token_ids": [1, 2], "sampling_params": {"max_tokens": 4, "stop": ["x"], "seed": 1}, "output_mode": "text"},
+    ),
     Request("POST", "/tokenize", {"prompt": "hello"}),
     Request("POST", "/detokenize", {"tokens": [1, 2, 3]}),
     Request("GET", "/v1/models"),

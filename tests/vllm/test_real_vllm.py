@@ -78,7 +78,7 @@ def fleet(
 ) -> Iterator[Fleet]:
     with Fleet(
         tmp_path_factory.mktemp("fleet") / "log", str(model_folder), "--workers", "2", *FLAGS,
-        "--engine", "vllm", "--vllm-python", vllm_python, "--", *VLLM_FLAGS,
+        "--engine", "vllm", "--vllm-python", vllm_python, "--server-dev-mode", "--", *VLLM_FLAGS,
     ) as fleet:  # fmt: skip
         yield fleet
 
@@ -98,6 +98,24 @@ def test_what_a_client_gives_up_is_given_up_by_vllm(fleet: Fleet) -> None:
 
     fleet.wait_until(lambda: gauges(fleet) == [0.0, 0.0], 30)
     assert greedy(fleet.base_url, PROMPTS[0])
+
+
+def test_an_operator_reaches_vllm_through_any_worker(fleet: Fleet) -> None:
+    body = {"prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": True, "request_id": "long"}
+    found: list[httpx.Response] = []
+    thread = threading.Thread(
+        target=lambda: found.append(httpx.post(fleet.base_url + "/v1/completions", json=body, timeout=60))
+    )
+    thread.start()
+    fleet.wait_until(lambda: gauges(fleet)[0] == 1.0, 30)
+
+    aborted = httpx.post(fleet.base_url + "/abort_requests", json={"request_ids": ["long"]}, timeout=60).json()
+    thread.join(30)
+    fleet.wait_until(lambda: gauges(fleet) == [0.0, 0.0], 30)
+    reset = httpx.post(fleet.base_url + "/reset_prefix_cache", timeout=60).json()
+
+    assert (aborted["aborted"], found[0].json()["choices"][0]["finish_reason"]) == (1, "abort")
+    assert reset == {"success": True}
 
 
 def test_a_killed_engine_core_is_started_again_and_greedy_streams_go_on_with_their_texts(fleet: Fleet) -> None:

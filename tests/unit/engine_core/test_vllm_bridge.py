@@ -49,12 +49,24 @@ class Core:
         self._push.connect("inproc://output")
         self.requests: list[dict[str, Any]] = []
         self.aborted: list[str] = []
+        self.calls: list[list[Any]] = []
 
     def add(self, frame: bytes) -> None:
         self.requests.append(dict(zip(LAYOUT.request, msgspec.msgpack.decode(frame), strict=False)))
 
     def abort(self, frame: bytes) -> None:
         self.aborted += msgspec.msgpack.decode(frame)
+
+    def utility(self, frame: bytes) -> None:
+        self.calls.append(msgspec.msgpack.decode(frame))
+
+    def says(self, call_id: int, failure: str | None, result: bool | None) -> None:
+        """What came of a call."""
+        outputs = {
+            "engine_index": 0, "outputs": [], "timestamp": 1.0, "utility_output": [call_id, failure, [None, result]],
+        }  # fmt: skip
+        fields = [outputs.get(name) for name in LAYOUT.outputs]
+        self._push.send_multipart([msgspec.msgpack.encode(fields)])
 
     def check(self) -> None:
         pass
@@ -228,13 +240,29 @@ def test_an_operator_ends_requests_by_their_own_ids(rig: Rig) -> None:
     rig.records()
 
     rig.send(Control(ticket=9, action=Action.ABORT_REQUESTS, request_ids=("a", "none")))
-    rig.send(Control(ticket=10, action=Action.RESET_PREFIX_CACHE))
 
     assert [finish.code for finish in rig.records().finishes] == [FinishCode.ABORT]
     assert rig.bridge.stream_ids == [make_stream_id(0, 1, 2)]
-    aborted, refused = rig.broker.answers
-    assert aborted == EngineAnswer(engine=0, ticket=9, count=1)
-    assert refused.fault, "vLLM's cache is not reached"
+    assert rig.broker.answers == [EngineAnswer(engine=0, ticket=9, count=1)]
+
+
+@pytest.mark.parametrize(("failure", "result"), [(None, True), (None, False), ("no such method", None)])
+def test_vllm_is_asked_to_forget_its_prefixes_and_its_word_is_the_answer(
+    rig: Rig, failure: str | None, result: bool | None
+) -> None:
+    rig.send(Control(ticket=9, action=Action.RESET_PREFIX_CACHE))
+    [(client, call_id, method, arguments)] = rig.core.calls
+    assert (client, method, arguments) == (0, "reset_prefix_cache", [])
+    assert rig.broker.answers == []
+
+    rig.core.says(call_id, failure, result)
+    rig.look()
+
+    [answer] = rig.broker.answers
+    assert (answer.ticket, bool(answer.fault)) == (9, not result)
+    rig.core.says(call_id, None, True)
+    rig.look()
+    assert len(rig.broker.answers) == 1, "an answer that nobody waits for"
 
 
 def test_a_request_that_has_no_token_by_its_deadline_fails_and_one_that_has_goes_on(rig: Rig) -> None:
