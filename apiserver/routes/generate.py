@@ -94,10 +94,8 @@ async def answer(
     state["generation"] = request
     if fair_key := state.get("fair_key"):
         request = structs.replace(request, fair_key=fair_key)
-    text_of = (
-        kinds.text_of if kinds is not None and kinds.text_of is not None else partial(_text_stream, request, services)
-    )
-    texts = [text_of() for _ in range(request.num_choices)]
+    text_of = None if kinds is None else kinds.text_of
+    texts = [_text_stream(request, services) if text_of is None else text_of() for _ in range(request.num_choices)]
     client, metrics = services.client, services.metrics
     if request.is_stream:
         assert events is not None
