@@ -32,9 +32,18 @@ _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 class ChatTemplate:
     """Compiled once per process."""
 
-    def __init__(self, source: str, special_tokens: dict[str, str], *, max_chars: int = MAX_RENDERED_CHARS) -> None:
+    def __init__(
+        self,
+        source: str,
+        special_tokens: dict[str, str],
+        *,
+        max_chars: int = MAX_RENDERED_CHARS,
+        sandbox: "type[Sandbox] | None" = None,
+    ) -> None:
         """Raises ModelFolderError when the template does not compile."""
-        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
+        environment = (sandbox or Sandbox)(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+        )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
@@ -191,7 +200,7 @@ def _strftime_now(format: str) -> str:
 _LOOP_ATTRIBUTES = frozenset({"first", "index", "index0", "last", "length", "nextitem", "previtem"})
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
+class Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's, which asks five functions whether an attribute is safe; of a loop these are, and templates ask for little
     else."""
 

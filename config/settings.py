@@ -82,6 +82,9 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     enable_auto_tool_choice: Annotated[
         bool, Meta(description="calls may be left to the model; vLLM wants it said, here it is so unless it is denied")
     ] = True
+    trust_request_chat_template: Annotated[
+        bool, Meta(description="take chat templates from requests: whoever may send requests is trusted with them")
+    ] = False
     stream_buffer_bytes: Annotated[
         int, Meta(ge=4096, description="unsent bytes at which one slow client's stream is aborted")
     ] = 4 * 1024 * 1024

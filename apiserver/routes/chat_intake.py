@@ -1,6 +1,7 @@
 """From a chat to what the engines are asked: the way of /v1/chat/completions and of the APIs that are mapped on chats."""
 
 import asyncio
+from functools import partial
 
 from msgspec import Struct
 from starlette.types import Scope
@@ -10,6 +11,7 @@ from apiserver.chat_messages import render_chat
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.output_formats import OutputFormats
 from apiserver.prompt_encoding import PromptEncoder
+from apiserver.request_template import RequestTemplates
 from apiserver.routes.generate import deadline_of
 from apiserver.schema.requests import ChatRequest
 from apiserver.schema.structured import asks_for_grammar
@@ -27,10 +29,16 @@ class ChatIntake:
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
         self._services, self._prompts = services, prompts
         self.formats = OutputFormats(services)
+        self._request_templates = RequestTemplates(
+            services.model.special_tokens, is_trusted=services.settings.server.trust_request_chat_template
+        )
 
     async def rendered(self, chat: ChatRequest, *, bounded_field: str | None) -> RenderedChat:
         """`bounded_field` as of PromptEncoder. Raises InvalidRequest, ContextTooLong."""
-        text = render_chat(chat, self._services.preloaded.chat_template)
+        if chat.chat_template is None:
+            text = render_chat(chat, self._services.preloaded.chat_template)
+        else:
+            text = await self._request_templates.run(chat.chat_template, partial(render_chat, chat))
         ids = await self._prompts.encode(
             [text], add_special_tokens=bool(chat.add_special_tokens), bounded_field=bounded_field
         )

@@ -121,6 +121,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     continue_final_message: bool | None = False
     chat_template_kwargs: dict[str, Any] | None = None  # Any: handed to the template
     documents: list[dict[str, Any]] | None = None  # Any: handed to the template
+    chat_template: str | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     include_reasoning: bool | None = True
     thinking_token_budget: int | None = None
@@ -129,7 +130,6 @@ class ChatRequest(SamplingFields, kw_only=True):
     parallel_tool_calls: bool | None = True
 
     echo: Unserved = None
-    chat_template: Unserved = None
     functions: Unserved = None
     function_call: Unserved = None
     modalities: Unserved = None

@@ -35,7 +35,6 @@ SHARED: Mapping[str, tuple[Any, ...]] = {
 CHAT: Mapping[str, tuple[Any, ...]] = {
     **SHARED,
     "echo": FALSE,
-    "chat_template": ANY_NULL,
     "functions": EMPTY,
     "function_call": (None, "none"),
     "modalities": (None, ["text"]),

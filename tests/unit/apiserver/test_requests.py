@@ -100,7 +100,7 @@ ASKING: dict[str, Any] = {
     "kv_transfer_params": {"a": 1}, "ec_transfer_params": {"a": 1},
     "vllm_xargs": {"a": 1}, "logits_processors": ["p"],
     "routed_experts_prompt_start": 1, "prompt_embeds": "AA", "repetition_detection": {}, "watermarking": True,
-    "chat_template": "x", "functions": [{}],
+    "functions": [{}],
     "function_call": "auto", "modalities": ["audio"], "audio": {"voice": "x"},
     "prediction": {}, "web_search_options": {}, "verbosity": "high", "media_io_kwargs": {"a": 1},
     "mm_processor_kwargs": {"a": 1}, "return_prompt_text": True, "suffix": "end",
