@@ -10,6 +10,7 @@ from config.load import Configuration
 from config.model_folder import ModelFolder
 from config.packages import is_installed
 from config.settings import Settings
+from config.speculative import speculative_config
 
 _MAX_UDS_BYTES = 107  # sun_path, less its terminating zero
 _NO_PASSWORD = ""  # else OpenSSL asks for it on the terminal
@@ -28,6 +29,7 @@ def faults_of(configuration: Configuration) -> list[str]:
         _check_reasoning,
         _check_tls,
         _check_key_file,
+        _check_speculation,
     )
     return [fault for rule in rules for fault in rule(configuration)]
 
@@ -159,3 +161,17 @@ def _check_key_file(configuration: Configuration) -> Iterator[str]:
         read_api_keys(Path(file))
     except KeyFileError as error:
         yield f"--api-key-file {error}"
+
+
+def _check_speculation(configuration: Configuration) -> Iterator[str]:
+    engine = configuration.settings.engine
+    if engine.speculative_config is None:
+        return
+    try:
+        speculative_config(engine.speculative_config)
+    except ValueError as error:
+        yield f"--speculative-config: {error}"
+    if engine.engine == "sim":
+        yield "--speculative-config is for --engine core: the sim engine computes nothing that could be guessed"
+    if engine.device == "cuda":
+        yield "--speculative-config is served on a CPU only: take --device cpu, or drop it"

@@ -146,6 +146,10 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     disable_cascade_attn: Annotated[
         bool, Meta(description="on CUDA, read K/V that running requests share anew for each of them")
     ] = False
+    speculative_config: Annotated[
+        str | None,
+        Meta(description="guess tokens by prompt lookup: a JSON object in vLLM's form, method ngram; CPU only"),
+    ] = None
     seed: Annotated[int, Meta(description="seed of sampling for requests that bring none")] = 0
     priority_ageing_s: Annotated[
         float, Meta(ge=0, description="a waiting request gains one priority per this long; 0: priorities are strict")

@@ -15,12 +15,15 @@ def attached_outbox(handles: EngineHandles) -> Outbox:
     )
 
 
-def attached_metrics(handles: EngineHandles, *, model_name: str, block_size: int, num_blocks: int) -> EngineMetrics:
-    """`block_size` in tokens."""
+def attached_metrics(
+    handles: EngineHandles, *, model_name: str, block_size: int, num_blocks: int, num_draft_places: int = 0
+) -> EngineMetrics:
+    """`block_size` in tokens; `num_draft_places`: the longest draft, 0 where nothing is guessed."""
     return EngineMetrics(
         Segment.attach(handles.metrics_fd).view,
         model_name=model_name,
         engine=handles.index,
         block_size=block_size,
         num_blocks=num_blocks,
+        num_draft_places=num_draft_places,
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engine_core.attention.base import AttentionMetadata, Run, SequenceSpan, SingleTokens
 from engine_core.batch_state import BatchState
+from engine_core.drafting import draws_of
 from engine_core.plan import StepPlan
 
 
@@ -37,23 +38,31 @@ def build_inputs(state: BatchState, plan: StepPlan, device: torch.device) -> Bat
     return BatchInputs(
         token_ids=tensor(state.token_ids[rows, positions].astype(np.int64)),
         positions=tensor(positions),
-        sampled_tokens=tensor(ends[plan.samples] - 1),
+        sampled_tokens=tensor(ends[plan.samples] - 1 if plan.num_drafts is None else draws_of(plan).tokens),
         metadata=AttentionMetadata(_singles(state, plan, starts), _spans(state, plan, starts), tensor(slots)),
     )
 
 
 def _singles(state: BatchState, plan: StepPlan, starts: NDArray[np.int64]) -> SingleTokens:
     chosen = plan.num_new_tokens == 1
-    lengths = plan.context_lens[chosen] + 1
+    if plan.num_drafts is not None:
+        chosen |= plan.num_drafts > 0
+    rows, lengths, tokens = plan.rows[chosen], plan.context_lens[chosen] + 1, starts[chosen].astype(np.int32)
+    if plan.num_drafts is not None:  # a draft attends as the decode of its place would, to the bit
+        counts = plan.num_new_tokens[chosen]
+        ahead = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        rows = np.repeat(rows, counts)
+        lengths, tokens = ((np.repeat(x, counts) + ahead).astype(np.int32) for x in (lengths, tokens))
     width = -(-int(lengths.max(initial=0)) // state.block_size)
-    return SingleTokens(
-        starts[chosen].astype(np.int32), state.block_table[plan.rows[chosen], :width], lengths, state.block_size
-    )
+    return SingleTokens(tokens, state.block_table[rows, :width], lengths, state.block_size)
 
 
 def _spans(state: BatchState, plan: StepPlan, starts: NDArray[np.int64]) -> tuple[SequenceSpan, ...]:
     spans = []
-    for entry in np.flatnonzero(plan.num_new_tokens > 1).tolist():
+    is_span = plan.num_new_tokens > 1
+    if plan.num_drafts is not None:
+        is_span &= plan.num_drafts == 0
+    for entry in np.flatnonzero(is_span).tolist():
         context_len = int(plan.context_lens[entry])
         blocks = state.block_table[plan.rows[entry], : -(-context_len // state.block_size)]
         context = runs_of(blocks, context_len, state.block_size)

@@ -81,6 +81,7 @@ class Engine:
         self._num_steps = 0
         self._num_failed_steps = 0
         self._counts_seen = (0, 0, 0)
+        self._drafts_seen = 0
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Turn until told to stop; the step in hand is finished and published."""
@@ -189,3 +190,6 @@ class Engine:
             preemptions, queries, hits = (now - before for now, before in zip(seen, self._counts_seen, strict=True))
             self._metrics.on_counts(preemptions, queries, hits)
             self._counts_seen = seen
+        if counts.num_drafts != self._drafts_seen:
+            self._drafts_seen = counts.num_drafts
+            self._metrics.on_drafts(counts.num_drafts, counts.num_draft_tokens, counts.accepted_per_place)

@@ -20,6 +20,10 @@ INSTRUMENTS = (
     Instrument("counter", "vllm:external_prefix_cache_queries", "Tokens asked of a KV connector: there is none."),
     Instrument("counter", "vllm:external_prefix_cache_hits", "Tokens got from a KV connector: there is none."),
     Instrument("counter", "vllm:num_preemptions", "Times a running request gave its KV blocks back."),
+    Instrument("counter", "vllm:spec_decode_num_drafts", "Passes of one sequence that had drafted tokens."),
+    Instrument("counter", "vllm:spec_decode_num_draft_tokens", "Drafted tokens."),
+    Instrument("counter", "vllm:spec_decode_num_accepted_tokens", "Drafted tokens that were right."),
+    Instrument("counter", "vllm:spec_decode_num_accepted_tokens_per_pos", "The same, by place in the draft."),
     Instrument("histogram", "vllm:iteration_tokens_total", "Tokens computed per step.", buckets=_ITERATION_BUCKETS),
     Instrument("histogram", "tokenfleet:engine_step_seconds", "Duration of a step.", buckets=_STEP_BUCKETS),
     Instrument("gauge", "tokenfleet:engine_requests_running", "Running batch of one engine."),
@@ -37,7 +41,16 @@ class EngineMetrics:
     read the first series of a gauge only. What is an engine's own is under `tokenfleet:`.
     """
 
-    def __init__(self, view: memoryview, *, model_name: str, engine: int, block_size: int, num_blocks: int) -> None:
+    def __init__(
+        self,
+        view: memoryview,
+        *,
+        model_name: str,
+        engine: int,
+        block_size: int,
+        num_blocks: int,
+        num_draft_places: int = 0,
+    ) -> None:
         writer = MetricsWriter(view, INSTRUMENTS)
         fleet = {"model_name": model_name, "engine": "0"}
         own = {"model_name": model_name, "engine": str(engine)}
@@ -60,6 +73,14 @@ class EngineMetrics:
         self._ring_full_waits = Tally(writer.counter("tokenfleet:ring_full_waits", **own))
         for state in ("awake", "weights_offloaded", "discard_all"):
             writer.gauge("vllm:engine_sleep_state", **fleet, sleep_state=state).set(state == "awake")
+        if num_draft_places:
+            self._drafts = Tally(writer.counter("vllm:spec_decode_num_drafts", **fleet))
+            self._draft_tokens = Tally(writer.counter("vllm:spec_decode_num_draft_tokens", **fleet))
+            self._accepted_tokens = Tally(writer.counter("vllm:spec_decode_num_accepted_tokens", **fleet))
+            name = "vllm:spec_decode_num_accepted_tokens_per_pos"
+            self._accepted_per_place = [
+                Tally(writer.counter(name, **fleet, position=str(place))) for place in range(num_draft_places)
+            ]
         if engine == 0:  # one series of it, too: engines of a fleet are alike
             facts = {"block_size": str(block_size), "num_gpu_blocks": str(num_blocks)}
             writer.gauge("vllm:cache_config_info", **fleet, **facts).set(1.0)
@@ -77,6 +98,14 @@ class EngineMetrics:
         if prefix_queries:
             self._prefix_queries.inc(prefix_queries)
             self._prefix_hits.inc(prefix_hits)
+
+    def on_drafts(self, num_drafts: int, num_draft_tokens: int, accepted_per_place: list[int]) -> None:
+        """Since the process began; with `num_draft_places` only."""
+        self._drafts.grow_to(num_drafts)
+        self._draft_tokens.grow_to(num_draft_tokens)
+        self._accepted_tokens.grow_to(sum(accepted_per_place))
+        for tally, accepted in zip(self._accepted_per_place, accepted_per_place, strict=True):
+            tally.grow_to(accepted)
 
     def on_load(self, num_running: int, num_waiting: int, kv_usage: float, num_full_waits: int = 0) -> None:
         """How it stands now; `num_full_waits` counts since the process began."""

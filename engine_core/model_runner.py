@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import torch
+from torch import Tensor
 
 from config.model_folder import ModelFolder
 from config.settings import Settings
@@ -20,6 +21,7 @@ from engine_core.attention.cuda import CudaAttention
 from engine_core.attention.reference import reference_attention
 from engine_core.batch_inputs import build_inputs
 from engine_core.batch_state import BatchState
+from engine_core.drafting import draws_of
 from engine_core.errors import CannotBoot
 from engine_core.kv_cache import KvCache, allocate_kv_cache
 from engine_core.layers.heads import FusedHeads
@@ -50,6 +52,8 @@ def build_runner(
 ) -> "ModelRunner | CudaRunner":
     """Load the model and allocate its K/V memory. `progress` gets permille, `beat` a call per layer. Raises CannotBoot."""
     device = _device(settings.engine.device)
+    if device.type != "cpu" and settings.engine.speculative_config is not None:
+        raise CannotBoot("--speculative-config is served on a CPU only: take --device cpu, or drop it")
     if device.type == "cpu":
         torch.set_num_threads(settings.engine.engine_threads or _threads_per_engine(settings.engine.engines))
     dtype = _dtype(settings.model.dtype, model, device)
@@ -159,12 +163,19 @@ class ModelRunner:
         rows = plan.sampled_rows
         if len(rows) == 0:
             return Computed(StepResult(plan.context_lens[:0], prompt_scores=prompt_scores))
-        if len(rows) < plan.num_tokens:
+        if len(inputs.sampled_tokens) < plan.num_tokens:
             hidden = hidden.index_select(0, inputs.sampled_tokens)
-        result = self._sampler.sample(self._decoder.logits(hidden), rows)
+        logits = self._decoder.logits(hidden)
+        result = self._sampler.sample(logits, rows) if plan.num_drafts is None else self._verify(logits, plan)
         if embeddings or prompt_scores:
             result = replace(result, embeddings=embeddings, prompt_scores=prompt_scores)
         return Computed(result)
+
+    def _verify(self, logits: Tensor, plan: StepPlan) -> StepResult:
+        draws = draws_of(plan)
+        drawn = self._sampler.sample(logits, draws.rows, draws.ahead)
+        num_accepted, token_ids = draws.verified(self._state, drawn.token_ids)
+        return replace(drawn, token_ids=token_ids, num_accepted=num_accepted)
 
     def _warm_pass(self, num_tokens: int) -> None:
         numbers = torch.arange(num_tokens, device=self._device)

@@ -24,7 +24,7 @@ class StepPlan:
     """
 
     rows: Rows  # (n,) rows of BatchState
-    num_new_tokens: Int32Array  # (n,) at least 1; exactly 1 for decodes
+    num_new_tokens: Int32Array  # (n,) at least 1; for decodes 1 and their drafts
     context_lens: Int32Array  # (n,) tokens whose K/V is there before this step
     samples: NDArray[np.bool_]  # (n,) True for every decode and for the last chunk of a prefill
     num_decodes: int
@@ -32,6 +32,7 @@ class StepPlan:
     freed_rows: Rows  # rows given up since the previous plan: forget what is cached for them, before changed_rows
     changed_rows: Rows  # rows with a new occupant since the previous plan: read all of the row's columns again
     tenancy: NDArray[np.int64]  # (n,) of the rows: one that has another by now was given up after this plan
+    num_drafts: Int32Array | None = None  # (n,) guessed tokens at the end of each entry; None: nobody has one
 
     @property
     def sampled_rows(self) -> Rows:
@@ -73,11 +74,12 @@ DEAD_END = RowFailure("no token is allowed by all of the request's parameters to
 class StepResult:
     """What one forward pass gave. A row in `failures` ends with it; its entry in `token_ids` is ignored."""
 
-    token_ids: Int32Array  # (m,) one id per row with `samples`, in the plan's order
+    token_ids: Int32Array  # (m,) one id per row with `samples`, in the plan's order; behind its accepted drafts
     failures: dict[int, RowFailure] = field(default_factory=dict)  # by row
     scores: dict[int, TokenScores] = field(default_factory=dict)  # by row, of those that ask for logprobs
     embeddings: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # by row, of those that pool, once whole
     prompt_scores: dict[int, PromptScores] = field(default_factory=dict)  # by row, of those whose prompt is scored
+    num_accepted: Int32Array | None = None  # (m,) drafts that were drawn; of a plan with drafts
 
 
 class Launched(Protocol):

@@ -13,14 +13,17 @@ from pathlib import Path
 from types import FrameType
 
 from config.model_folder import ModelFolder, ModelFolderError
-from config.settings import Settings
+from config.settings import EngineSettings, Settings
+from config.speculative import speculative_config
 from engine_core.attached import attached_metrics, attached_outbox
 from engine_core.batch_state import BatchState
 from engine_core.control import Profiler
+from engine_core.drafting import Drafter
 from engine_core.engine import Engine
 from engine_core.errors import CannotBoot
 from engine_core.grammar import GrammarCompiler
 from engine_core.intake import Intake
+from engine_core.ngram_proposer import NgramProposer
 from engine_core.outbox import Outbox
 from engine_core.plan import Runner
 from engine_core.scheduler import Scheduler
@@ -55,7 +58,11 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
         logger.error("engine cannot boot", extra={"engine": handles.index, "reason": str(error)})
         raise SystemExit(EXIT_CANNOT_BOOT) from None
     scheduler = Scheduler(
-        state, runner.num_blocks, settings.engine.max_num_batched_tokens, settings.engine.priority_ageing_s
+        state,
+        runner.num_blocks,
+        settings.engine.max_num_batched_tokens,
+        settings.engine.priority_ageing_s,
+        build_drafter(settings.engine, state),
     )
     outbox = attached_outbox(handles)
     intake = Intake(
@@ -147,6 +154,13 @@ def _build_runner(
     return build_runner(settings, model, state, progress, beat)
 
 
+def build_drafter(settings: EngineSettings, state: BatchState) -> Drafter | None:
+    """None without `--speculative-config`, which was checked at the start of the fleet."""
+    if settings.speculative_config is None:
+        return None
+    return Drafter(state, NgramProposer(speculative_config(settings.speculative_config)))
+
+
 def check_pool(settings: Settings, model: ModelFolder, runner: Runner) -> None:
     """The pool must hold the longest sequence the model promises, unless the operator set its size by hand."""
     capacity = runner.num_blocks * settings.engine.block_size
@@ -193,7 +207,11 @@ def _build_engine(
         outbox=outbox,
         cell=cell,
         metrics=attached_metrics(
-            handles, model_name=model.name, block_size=settings.engine.block_size, num_blocks=runner.num_blocks
+            handles,
+            model_name=model.name,
+            block_size=settings.engine.block_size,
+            num_blocks=runner.num_blocks,
+            num_draft_places=len(scheduler.counts.accepted_per_place),
         ),
         profiler=_profiler(settings, handles.index),
     )

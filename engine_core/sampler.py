@@ -19,7 +19,7 @@ from torch import Tensor
 from engine_core.batch_state import NO_STOP_ID, BatchState
 from engine_core.held_output import allowed_next
 from engine_core.philox import uniforms
-from engine_core.plan import DEAD_END, NO_FINITE_LOGITS, RowFailure, Rows, StepResult, TokenScores
+from engine_core.plan import DEAD_END, NO_FINITE_LOGITS, Int32Array, RowFailure, Rows, StepResult, TokenScores
 from engine_core.row_guard import each_row
 from engine_core.thinking_limit import forced_token_or_none
 from engine_core.token_scores import scores_of, with_alternatives
@@ -33,8 +33,9 @@ class Sampler:
     def __init__(self, state: BatchState) -> None:
         self._state = state
 
-    def sample(self, logits: Tensor, rows: Rows) -> StepResult:
-        """(m, vocab_size) float32 logits of (m,) BatchState rows; the logits are overwritten."""
+    def sample(self, logits: Tensor, rows: Rows, ahead: Int32Array | None = None) -> StepResult:
+        """(m, vocab_size) float32 logits of (m,) BatchState rows; the logits are overwritten. `ahead` counts the drafts
+        before each draw (engine_core.drafting): a row may then stand several times."""
         scored = np.flatnonzero(self._state.num_logprobs[rows] != NO_LOGPROBS)
         logprobs = _log_softmax(logits, scored) if len(scored) else None
         failures = self._apply_rules(logits, rows)
@@ -48,7 +49,7 @@ class Sampler:
         drawn = np.flatnonzero((self._state.temperature[rows] >= GREEDY_BELOW) & is_finite)
         if len(drawn):
             chosen = logits if len(drawn) == len(rows) else logits[torch.from_numpy(drawn).to(logits.device)]
-            token_ids[drawn] = self._draw(chosen, rows[drawn])
+            token_ids[drawn] = self._draw(chosen, rows[drawn], None if ahead is None else ahead[drawn])
         scores = {} if logprobs is None else self._scores(logprobs, rows[scored], token_ids[scored])
         return StepResult(token_ids, failures, scores)
 
@@ -149,11 +150,12 @@ class Sampler:
 
     # ── the draw ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _draw(self, logits: Tensor, rows: Rows) -> NDArray[np.int32]:
+    def _draw(self, logits: Tensor, rows: Rows, ahead: Int32Array | None) -> NDArray[np.int32]:
         """One random token per row."""
         state = self._state
-        positions = (state.num_tokens[rows] - state.num_prompt[rows]).astype(np.uint64)
-        draws = torch.from_numpy(uniforms(state.seed[rows], positions)).to(logits.device)
+        positions = state.num_tokens[rows] - state.num_prompt[rows]
+        positions = positions if ahead is None else positions + ahead
+        draws = torch.from_numpy(uniforms(state.seed[rows], positions.astype(np.uint64))).to(logits.device)
         temperatures = torch.from_numpy(state.temperature[rows]).to(logits.device)
         scaled = logits / temperatures.unsqueeze(1)
         self._apply_min_p(scaled, rows)

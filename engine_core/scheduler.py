@@ -15,7 +15,7 @@ stream id is reported in `Progress.ended` either way.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 import numpy as np
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from engine_core.batch_state import BatchState
 from engine_core.block_manager import NOWHERE, BlockManager
+from engine_core.drafting import Drafter
 from engine_core.plan import Int32Array, Rows, StepPlan, StepResult, TokenScores
 from engine_core.sequence import NO_ROW, Sequence, SequenceState
-from engine_core.step_output import Ending, SampledTokens
+from engine_core.step_output import NO_TOKENS, Ending, SampledTokens
 from engine_core.waiting_queue import WaitingQueue
 from ipc.block_hash import next_link
 from ipc.messages import generation_of, slot_of
@@ -39,17 +40,29 @@ class SchedulerCounts:
     num_preemptions: int = 0
     prefix_queries: int = 0  # prompt tokens looked up
     prefix_hits: int = 0  # prompt tokens found
+    num_drafts: int = 0  # passes of one sequence that had drafted tokens
+    num_draft_tokens: int = 0
+    accepted_per_place: list[int] = field(
+        default_factory=list
+    )  # drafted tokens that were right, by place in their draft
 
 
 class Scheduler:
     """The waiting and running sequences of one engine. Owns the rows of `state` and the blocks."""
 
     def __init__(
-        self, state: BatchState, num_blocks: int, max_batched_tokens: int, priority_ageing_s: float = 0.0
+        self,
+        state: BatchState,
+        num_blocks: int,
+        max_batched_tokens: int,
+        priority_ageing_s: float = 0.0,
+        drafter: Drafter | None = None,
     ) -> None:
+        """With a `drafter` the runner must take plans with drafts, and must not run ahead."""
         self.state = state
         self.blocks = BlockManager(num_blocks)
-        self.counts = SchedulerCounts()
+        self.counts = SchedulerCounts(accepted_per_place=[0] * (drafter.max_tokens if drafter else 0))
+        self._drafter = drafter
         self._max_batched_tokens = max_batched_tokens
         self._block_size = state.block_size
         self._sequences: dict[int, Sequence] = {}  # by stream id, everything that has not ended
@@ -199,12 +212,15 @@ class Scheduler:
         elif len(growing):
             self._grow(growing)
         budget = self._max_batched_tokens - len(rows)
+        num_drafts = None if self._drafter is None else self._draft(self._drafter, rows, budget)
+        if num_drafts is not None:
+            budget -= int(num_drafts.sum())
         may_admit = self.counts.num_preemptions == num_preemptions
         has_prefills = self._prefilling or (self.num_waiting and may_admit)
         chunks = self._plan_prefills(budget, may_admit, now_ns) if has_prefills else []
         if not len(rows) and not chunks:
             return None
-        return self._plan(rows, chunks)
+        return self._plan(rows, chunks, num_drafts)
 
     def _expire(self, now_ns: int) -> None:
         """Fail what has not started by its deadline."""
@@ -214,6 +230,18 @@ class Scheduler:
             sequence = self._sequences.get(stream_id)
             if sequence is not None and not sequence.first_scheduled_ns:
                 self._fail(sequence, FailureCode.DEADLINE, "the request did not start before its deadline")
+
+    def _draft(self, drafter: Drafter, rows: Rows, budget: int) -> Int32Array | None:
+        """Drafts for these rows, of half the budget at most: prefills go on. They preempt nobody for their blocks."""
+        state = self.state
+        num_drafts = drafter.draft(rows, budget // 2)
+        if not num_drafts.any():
+            return None
+        crossing = rows[state.num_tokens[rows] + num_drafts > state.num_blocks[rows] * self._block_size]
+        if 0 < len(crossing) <= self.blocks.num_available:
+            self._grow(crossing)
+        room: Int32Array = state.num_blocks[rows] * self._block_size - state.num_tokens[rows]
+        return np.minimum(num_drafts, room)
 
     def _grow_by_force(self, rows: Rows, growing: Rows) -> Rows:
         """What is left of the decoding rows when each has a block for its next token, by preempting some of them."""
@@ -309,7 +337,7 @@ class Scheduler:
             self.counts.prefix_queries += sequence.num_prompt_tokens
             self.counts.prefix_hits += num_cached
 
-    def _plan(self, decode_rows: Rows, chunks: list[tuple[int, int]]) -> StepPlan:
+    def _plan(self, decode_rows: Rows, chunks: list[tuple[int, int]], num_drafts: Int32Array | None) -> StepPlan:
         state = self.state
         num_decodes = len(decode_rows)
         num_new_tokens = np.ones(num_decodes + len(chunks), np.int32)
@@ -319,16 +347,23 @@ class Scheduler:
             rows = np.concatenate((decode_rows, prefills[:, 0]))
             num_new_tokens[num_decodes:] = prefills[:, 1]
         context_lens = state.num_computed[rows]
+        samples = context_lens + num_new_tokens == state.num_tokens[rows]
+        num_tokens = num_decodes + sum(chunk for _, chunk in chunks)
+        if num_drafts is not None:
+            num_drafts = np.concatenate((num_drafts, np.zeros(len(chunks), np.int32)))
+            num_new_tokens = num_new_tokens + num_drafts
+            num_tokens += int(num_drafts.sum())
         return StepPlan(
             rows=rows,
             num_new_tokens=num_new_tokens,
             context_lens=context_lens,
-            samples=context_lens + num_new_tokens == state.num_tokens[rows],
+            samples=samples,
             num_decodes=num_decodes,
-            num_tokens=num_decodes + sum(chunk for _, chunk in chunks),
+            num_tokens=num_tokens,
             freed_rows=state.take_freed_rows(),
             changed_rows=state.take_changed_rows(),
             tenancy=state.tenancy[rows],
+            num_drafts=num_drafts,
         )
 
     def advance(self, plan: StepPlan) -> None:
@@ -336,6 +371,8 @@ class Scheduler:
         state, rows = self.state, plan.sampled_rows
         self._num_in_flight += 1
         state.num_computed[plan.rows] = plan.context_lens + plan.num_new_tokens
+        if plan.num_drafts is not None:
+            state.num_computed[plan.rows] -= plan.num_drafts
         state.num_tokens[rows] += 1
         state.num_in_flight[rows] += 1
         for row in rows[plan.num_decodes :].tolist():  # these have their prompt computed
@@ -356,6 +393,9 @@ class Scheduler:
         computed = plan.context_lens + plan.num_new_tokens
         has_stayed = state.tenancy[plan.rows] == plan.tenancy
         sampled = has_stayed & plan.samples
+        drafted = NO_TOKENS
+        if plan.num_drafts is not None:
+            computed, drafted = self._accept(plan, result, computed, has_stayed)
         rows, token_ids, places = plan.rows[sampled], result.token_ids[has_stayed[plan.samples]], computed[sampled]
         state.token_ids[rows, places] = token_ids
         state.num_in_flight[rows] -= 1
@@ -370,7 +410,34 @@ class Scheduler:
             sequence.first_token_ns = sequence.first_token_ns or now_ns
         scored = self._scored_prompts(plan, result) if result.prompt_scores else ()
         tokens = self._check_stops(rows, token_ids, places + 1, now_ns, result.scores)
+        if len(drafted.token_ids):
+            tokens = drafted.followed_by(tokens)
         return replace(tokens, scored=scored + tokens.scored) if scored else tokens
+
+    def _accept(
+        self, plan: StepPlan, result: StepResult, computed: Int32Array, has_stayed: NDArray[np.bool_]
+    ) -> tuple[Int32Array, SampledTokens]:
+        """Count the drafts that were drawn as known and computed; what is computed of each entry, and the tokens for the
+        streams."""
+        assert plan.num_drafts is not None and result.num_accepted is not None
+        state, accepted = self.state, np.zeros(len(plan.rows), np.int32)
+        accepted[plan.samples] = result.num_accepted
+        self._count_drafts(plan.num_drafts, accepted)
+        rows, counts = plan.rows[has_stayed], accepted[has_stayed]
+        places = np.repeat(state.num_computed[rows], counts) + _places(counts)
+        state.num_computed[rows] += counts
+        state.num_tokens[rows] += counts
+        many = np.repeat(rows, counts)
+        is_sent = state.is_streaming[many]
+        sent = many[is_sent]
+        tokens = SampledTokens(state.slot[sent], state.number[sent], state.token_ids[sent, places[is_sent]])
+        return computed - plan.num_drafts + accepted, tokens
+
+    def _count_drafts(self, num_drafts: Int32Array, accepted: Int32Array) -> None:
+        self.counts.num_drafts += int(np.count_nonzero(num_drafts))
+        self.counts.num_draft_tokens += int(num_drafts.sum())
+        for place in range(int(accepted.max(initial=0))):
+            self.counts.accepted_per_place[place] += int(np.count_nonzero(accepted > place))
 
     def _has_stayed(self, plan: StepPlan, row: int) -> bool:
         """Whether the row has the occupant it had in this plan."""
@@ -549,3 +616,9 @@ class Scheduler:
         waiting = self._waiting.waiting
         assert len(waiting) == self.num_waiting
         assert {s.stream_id for s in waiting} <= self._sequences.keys()
+
+
+def _places(counts: Int32Array) -> Int32Array:
+    """0, 1, … for each of these counts, end to end."""
+    starts = np.cumsum(counts) - counts
+    return (np.arange(int(counts.sum())) - np.repeat(starts, counts)).astype(np.int32)

@@ -19,6 +19,15 @@ class SampledTokens:
     scored: tuple[tuple[int, Scored], ...] = ()
     """Worker and token of each stream that asked for logprobs; these are not in the columns, and stop ids are among them."""
 
+    def followed_by(self, later: "SampledTokens") -> "SampledTokens":
+        """One step's tokens in two parts; a stream may be in both."""
+        return SampledTokens(
+            np.concatenate((self.slots, later.slots)),
+            np.concatenate((self.numbers, later.numbers)),
+            np.concatenate((self.token_ids, later.token_ids)),
+            self.scored + later.scored,
+        )
+
 
 NO_TOKENS = SampledTokens(np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, np.int32))
 

@@ -11,6 +11,7 @@ from config.settings import EngineSettings, ModelSettings, Settings
 from engine_core.batch_state import BatchState
 from engine_core.model_runner import build_runner
 from engine_core.plan import Launched, StepPlan
+from engine_core.process import build_drafter
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES, chain
@@ -38,7 +39,8 @@ class InProcessEngine:
             seed=engine.seed,
         )
         self.runner = build_runner(settings, model, self.state, lambda permille: None, lambda: None)
-        self.scheduler = Scheduler(self.state, self.runner.num_blocks, engine.max_num_batched_tokens)
+        drafter = build_drafter(engine, self.state)
+        self.scheduler = Scheduler(self.state, self.runner.num_blocks, engine.max_num_batched_tokens, drafter=drafter)
         self.scored: list[Scored] = []  # in the order of computing, of requests that stream
         self.embeddings: dict[int, NDArray[np.float32]] = {}  # by the prompt's place, of the last `generate`
         self._num_requests = 0
