@@ -167,11 +167,14 @@ def _check_speculation(configuration: Configuration) -> Iterator[str]:
     engine = configuration.settings.engine
     if engine.speculative_config is None:
         return
-    try:
-        speculative_config(engine.speculative_config)
-    except ValueError as error:
-        yield f"--speculative-config: {error}"
+    if engine.engine == "vllm":
+        yield "--speculative-config is for --engine core: what vLLM is to guess stands behind --, with its own flags"
+        return
     if engine.engine == "sim":
         yield "--speculative-config is for --engine core: the sim engine computes nothing that could be guessed"
     if engine.device == "cuda":
         yield "--speculative-config is served on a CPU only: take --device cpu, or drop it"
+    try:
+        speculative_config(engine.speculative_config)
+    except ValueError as error:
+        yield f"--speculative-config: {error}"

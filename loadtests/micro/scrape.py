@@ -26,7 +26,9 @@ RING_BYTES = 4096
 class Pages:
     """The metrics of a fleet that has seen every kind of request."""
 
-    def __init__(self, num_workers: int, num_engines: int, max_model_len: int = 131_072) -> None:
+    def __init__(
+        self, num_workers: int, num_engines: int, max_model_len: int = 131_072, num_draft_places: int = 0
+    ) -> None:
         names = ["supervisor", "broker", *(f"engine-{n}" for n in range(num_engines))]
         names += [f"worker-{n}" for n in range(num_workers)]
         self.segments = [create_metrics_segment(name) for name in names]
@@ -36,7 +38,14 @@ class Pages:
         self.fleet = FleetMetrics(views[0], page, rings, num_workers=num_workers, heartbeat_timeout_s=10.0)
         self.broker = BrokerMetrics(views[1], "bench")
         self.engines = [
-            EngineMetrics(view, model_name="bench", engine=n, block_size=16, num_blocks=4096)
+            EngineMetrics(
+                view,
+                model_name="bench",
+                engine=n,
+                block_size=16,
+                num_blocks=4096,
+                num_draft_places=num_draft_places,
+            )
             for n, view in enumerate(views[2 : 2 + num_engines])
         ]
         self.workers = [

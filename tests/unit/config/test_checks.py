@@ -6,6 +6,8 @@ from config.checks import faults_of, faults_with_model
 from config.load import load
 from config.model_folder import ModelFolder, SamplingDefaults
 
+NGRAM = '{"method":"ngram","num_speculative_tokens":3}'
+
 
 def test_defaults_break_no_rule() -> None:
     assert faults_of(load({}, {})) == []
@@ -27,6 +29,28 @@ def test_defaults_break_no_rule() -> None:
 )
 def test_a_broken_rule_is_named(flags: dict[str, str], hint: str) -> None:
     assert any(hint in line for line in faults_of(load(flags, {})))
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ({"speculative_config": "ngram"}, "--speculative-config: JSON is malformed"),
+        ({"speculative_config": '{"method":"eagle3","num_speculative_tokens":3}'}, "Invalid enum value 'eagle3'"),
+        ({"speculative_config": '{"num_speculative_tokens":3}'}, "field method"),
+        ({"speculative_config": NGRAM, "engine": "sim"}, "the sim engine computes nothing"),
+        ({"speculative_config": NGRAM, "engine": "vllm", "vllm_python": "python"}, "behind --"),
+        ({"speculative_config": NGRAM, "device": "cuda"}, "on a CPU only"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_speculation_that_cannot_be_is_one_line(flags: dict[str, str], hint: str) -> None:
+    [line] = faults_of(load(flags, {}))
+
+    assert hint in line
+
+
+def test_prompt_lookup_on_a_cpu_breaks_no_rule() -> None:
+    assert faults_of(load({"speculative_config": NGRAM, "device": "cpu"}, {})) == []
 
 
 def test_all_faults_come_at_once() -> None:

@@ -47,3 +47,29 @@ def test_engines_are_one_series_under_vllms_names_and_apart_under_ours() -> None
     assert samples("vllm:kv_cache_usage_perc") == [f"vllm:kv_cache_usage_perc{{{labels}}} 0.25"]
     assert len(samples("vllm:cache_config_info")) == 1
     assert [line.rpartition(" ")[2] for line in samples("tokenfleet:engine_requests_running")] == ["5.0", "6.0"]
+
+
+def test_drafts_are_counted_under_vllms_names_by_place() -> None:
+    segment = create_metrics_segment("engine")
+    metrics = EngineMetrics(segment.view, model_name="m", engine=0, block_size=16, num_blocks=40, num_draft_places=3)
+
+    metrics.on_drafts(num_drafts=4, num_draft_tokens=11, accepted_per_place=[3, 1, 0])
+    metrics.on_drafts(num_drafts=6, num_draft_tokens=17, accepted_per_place=[5, 2, 0])
+    lines = set(Exposition([segment.view]).text().decode().splitlines())
+
+    labels = 'engine="0",model_name="m"'
+    assert {
+        f"vllm:spec_decode_num_drafts_total{{{labels}}} 6.0",
+        f"vllm:spec_decode_num_draft_tokens_total{{{labels}}} 17.0",
+        f"vllm:spec_decode_num_accepted_tokens_total{{{labels}}} 7.0",
+        f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{{labels},position="0"}} 5.0',
+        f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{{labels},position="1"}} 2.0',
+        f'vllm:spec_decode_num_accepted_tokens_per_pos_total{{{labels},position="2"}} 0.0',
+    } <= lines, "\n".join(sorted(lines))
+
+
+def test_an_engine_that_guesses_nothing_shows_no_series_of_it() -> None:
+    segment = create_metrics_segment("engine")
+    EngineMetrics(segment.view, model_name="m", engine=0, block_size=16, num_blocks=40)
+
+    assert "spec_decode" not in Exposition([segment.view]).text().decode()

@@ -72,9 +72,11 @@ class Run:
                 )
             )  # fmt: skip
         self.finishes: dict[int, tuple[int, int]] = {}
+        self.num_steps = 0
         while scheduler.has_work:
             plan = scheduler.schedule()
             assert plan is not None and plan.num_tokens <= engine["max_num_batched_tokens"]
+            self.num_steps += 1
             launched = runner.launch(plan)
             scheduler.advance(plan)
             tokens = scheduler.commit(plan, launched.result())
@@ -142,15 +144,17 @@ def test_rows_that_need_more_than_their_tokens_draft_nothing() -> None:
     assert [count for count, _ in run.finishes.values()] == [12] * 4
 
 
-def test_accepted_tokens_save_passes() -> None:
-    """A greedy tiny model falls into a loop; its loop is drafted."""
+def test_every_accepted_token_saves_a_pass() -> None:
+    """A tiny greedy model falls into a loop, and its loop is drafted."""
     params = [SamplingParams(temperature=0.0, max_tokens=50)]
 
-    run = Run([[3, 1, 4]], params, True, max_num_batched_tokens=64, speculative_config=CONFIG)
+    plain = Run([[3, 1, 4]], params, True, max_num_batched_tokens=64)
+    drafted = Run([[3, 1, 4]], params, True, max_num_batched_tokens=64, speculative_config=CONFIG)
 
-    places = run.counts.accepted_per_place
+    places = drafted.counts.accepted_per_place
+    assert plain.num_steps == 50
+    assert drafted.num_steps == 50 - sum(places) < 30
     assert places == sorted(places, reverse=True), "a place is right only where all before it are"
-    assert len(run.outputs[1]) == 50
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ METRICS: dict[str, dict[str, Any]] = LIST["metrics"]  # Any: TOML
 
 @pytest.fixture(scope="module")
 def families() -> dict[str, Metric]:
-    """What a fleet of two workers and two engines shows after its first requests, by name on the wire."""
-    pages = Pages(num_workers=2, num_engines=2, max_model_len=4096)
+    """What a fleet of two workers and two engines that guess tokens shows after its first requests, by name on the wire."""
+    pages = Pages(num_workers=2, num_engines=2, max_model_len=4096, num_draft_places=3)
     pages.count()
     text = Exposition([segment.view for segment in pages.segments]).text().decode()
     found = text_string_to_metric_families(text)
