@@ -5,8 +5,8 @@ token that is equal to its draw is the token of the text, and the first one that
 in `BatchState.token_ids` behind the known tokens; what was refused there, and its K/V, is written over later.
 
 A row drafts nothing when its draw depends on more than that: penalties, a grammar, bad words, logprobs, a limit on
-thinking, fewer tokens than min_tokens. A stop id is never drafted (the pass that draws it ends the sequence anyway), nor is a last token
-of the length limit: so no accepted run reaches beyond an end.
+thinking, fewer tokens than min_tokens. A stop id is never drafted (the pass that draws it ends the sequence anyway),
+nor is a last token of the length limit: so no accepted run reaches beyond an end.
 """
 
 from dataclasses import dataclass

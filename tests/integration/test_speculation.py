@@ -25,6 +25,8 @@ BODIES: dict[str, dict[str, Any]] = {  # Any: the JSON of requests
     "bias": {"temperature": 0, "logit_bias": {"28": -4.0}},
     "few tokens": {"temperature": 0.5, "seed": 6, "allowed_token_ids": [28, 28575, 3480, 284, 30, 253]},
     "logprobs": {"temperature": 0, "logprobs": 3},
+    "bad words": {"temperature": 0, "bad_words": ["apples, pears", "plums"]},
+    "scored prompt": {"temperature": 0, "prompt_logprobs": 1},
     "grammar": {"temperature": 0, "structured_outputs": {"json": SCHEMA}},
     "regex": {"temperature": 0.4, "seed": 7, "structured_outputs": {"regex": "( (apples|pears|plums),){3,9}"}},
     "stop string": {"temperature": 0, "stop": ["s, pl"], "max_tokens": 32},

@@ -131,17 +131,32 @@ def test_the_text_is_the_same_with_drafts_as_without(engine: dict[str, Any], see
 
 
 def test_rows_that_need_more_than_their_tokens_draft_nothing() -> None:
-    prompts = [[1, 2, 3, 1, 2, 3, 1, 2]] * 4
+    prompts = [[1, 2, 3, 1, 2, 3, 1, 2]] * 6
     base = SamplingParams(temperature=0.0, max_tokens=12)
     own: list[dict[str, Any]] = [
-        {"presence_penalty": 0.1}, {"repetition_penalty": 1.1}, {"num_logprobs": 2}, {"min_tokens": 12},
+        {"presence_penalty": 0.1}, {"frequency_penalty": 0.1}, {"repetition_penalty": 1.1}, {"num_logprobs": 2},
+        {"min_tokens": 12}, {"bad_words": ((1, 2),)},
     ]  # fmt: skip
     params = [msgspec.structs.replace(base, **fields) for fields in own]
 
     run = Run(prompts, params, False, max_num_batched_tokens=64, speculative_config=CONFIG)
 
     assert run.counts.num_drafts == 0
-    assert [count for count, _ in run.finishes.values()] == [12] * 4
+    assert [count for count, _ in run.finishes.values()] == [12] * 6
+
+
+def test_no_sampling_parameter_is_new_to_the_drafter() -> None:
+    """A new one that makes a draw depend on the tokens drawn before it belongs into `Drafter._may_draft`."""
+    same_at_every_place = {
+        "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop_token_ids", "ignore_eos", "logit_bias",
+        "allowed_token_ids", "num_prompt_logprobs",
+    }  # fmt: skip
+    keeps_from_drafting = {
+        "min_tokens", "presence_penalty", "frequency_penalty", "repetition_penalty", "num_logprobs", "thinking", "grammar",
+        "bad_words", "logprob_token_ids",
+    }  # fmt: skip
+
+    assert set(SamplingParams.__struct_fields__) == same_at_every_place | keeps_from_drafting
 
 
 def test_every_accepted_token_saves_a_pass() -> None:
