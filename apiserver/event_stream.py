@@ -429,7 +429,8 @@ def _held_bytes(request: GenerationRequest) -> int:
     """Of one token that waits for a client to read."""
     if not request.has_logprobs:
         return BYTES_PER_HELD_TOKEN
-    return BYTES_PER_HELD_TOKEN + BYTES_PER_HELD_SCORE + request.sampling.num_logprobs * BYTES_PER_HELD_ALTERNATIVE
+    num_alternatives = max(request.sampling.num_logprobs, len(request.sampling.logprob_token_ids) + 1)
+    return BYTES_PER_HELD_TOKEN + BYTES_PER_HELD_SCORE + num_alternatives * BYTES_PER_HELD_ALTERNATIVE
 
 
 async def _send_nothing(_message: object) -> None:

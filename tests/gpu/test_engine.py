@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from config.settings import EngineSettings
-from ipc.messages import Pooling, SamplingParams
+from ipc.messages import NO_LOGPROBS, Pooling, SamplingParams
 from tests.parity.in_process_engine import InProcessEngine
 
 MAX_REGRET = 0.15
@@ -205,6 +205,29 @@ def test_embeddings_are_the_pooled_hidden_states(checkpoint: Any, max_num_batche
         assert torch.cosine_similarity(found, wanted, dim=0) > MIN_COSINE, f"{place=} {pooling=}"
         if pooling is Pooling.LAST:
             assert int(torch.cosine_similarity(found[None], states).argmax()) == len(states) - 1, f"{place=}"
+
+
+@pytest.mark.parametrize("max_num_batched_tokens", [1024, 128])
+def test_prompts_are_scored_in_chunks_beside_rows_that_decode(checkpoint: Any, max_num_batched_tokens: int) -> None:
+    folder, model = checkpoint
+    asked = prompts()
+    params = [greedy(num_prompt_logprobs=2 if place % 2 else NO_LOGPROBS) for place in range(len(asked))]
+    engine = engine_of(folder, max_num_batched_tokens=max_num_batched_tokens)
+
+    outputs = engine.generate(asked, params)
+
+    check(model, asked, outputs)
+    for number, prompt in enumerate(asked, 1):
+        scored = {entry.prompt_place: entry for entry in engine.scored if entry.stream == number}
+        assert list(scored) == (list(range(1, len(prompt))) if number % 2 == 0 else [])
+        if not scored:
+            continue
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt], device=model.device)).logits[0]
+        logprobs = torch.log_softmax(logits, -1)
+        for place, entry in scored.items():
+            assert entry.token == prompt[place] and len(entry.ids) == 2
+            assert abs(entry.logprob - float(logprobs[place - 1, prompt[place]])) < MAX_REGRET, f"{number=} {place=}"
 
 
 def test_a_steady_decode_neither_synchronizes_nor_allocates(checkpoint: Any) -> None:

@@ -15,7 +15,7 @@ from engine_core.process import build_drafter
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES, chain
-from ipc.messages import Pooling, SamplingParams
+from ipc.messages import NO_LOGPROBS, Pooling, SamplingParams
 from ipc.record import Failure, Scored
 
 
@@ -96,7 +96,8 @@ class InProcessEngine:
                 block_links=[links[at : at + HASH_BYTES] for at in range(0, len(links), HASH_BYTES)],
                 is_cacheable=self.settings.enable_prefix_caching  # as the intake does
                 and bool(links)
-                and pooling != Pooling.MEAN,
+                and pooling != Pooling.MEAN
+                and sampling.num_prompt_logprobs == NO_LOGPROBS,
                 is_streaming=False,
                 pooling=pooling,
             )
