@@ -28,6 +28,10 @@ class TokenTexts:
             return self._pieces[token] or b""
         return self._decoder.decode([token], skip_special_tokens=False).encode()
 
+    def alternative_bytes_of(self, token: int) -> bytes:
+        """`bytes` beside the name of one that was not drawn."""
+        return self.bytes_of(token)
+
     def text_of(self, token: int) -> str:
         return self.bytes_of(token).decode(errors="replace")
 
@@ -42,14 +46,18 @@ class TokenIds(TokenTexts):
     def name_of(self, token: int) -> str:
         return f"token_id:{token}"
 
+    def alternative_bytes_of(self, token: int) -> bytes:
+        """As in vLLM those of the name."""
+        return self.name_of(token).encode()
+
 
 def chat_logprobs(texts: TokenTexts, scores: Sequence[Scored]) -> dict[str, Any]:  # Any: JSON
     return {
         "content": [
             {
-                **_chat_entry(texts, scored.token, scored.logprob),
+                **_chat_entry(texts, scored.token, scored.logprob, texts.bytes_of(scored.token)),
                 "top_logprobs": [
-                    _chat_entry(texts, token, logprob)
+                    _chat_entry(texts, token, logprob, texts.alternative_bytes_of(token))
                     for token, logprob in zip(scored.ids, scored.logprobs, strict=True)
                 ],
             }
@@ -105,8 +113,8 @@ def _own_and_others(scored: Scored) -> list[tuple[int, float]]:
     return [(scored.token, scored.logprob), *zip(scored.ids, scored.logprobs, strict=True)]
 
 
-def _chat_entry(texts: TokenTexts, token: int, logprob: float) -> dict[str, Any]:
-    return {"token": texts.name_of(token), "logprob": _finite(logprob), "bytes": list(texts.bytes_of(token))}
+def _chat_entry(texts: TokenTexts, token: int, logprob: float, piece: bytes) -> dict[str, Any]:
+    return {"token": texts.name_of(token), "logprob": _finite(logprob), "bytes": list(piece)}
 
 
 def _finite(logprob: float) -> float:

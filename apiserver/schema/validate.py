@@ -83,7 +83,7 @@ def _details_or_none(request: SamplingFields, output_format: OutputFormat | None
         has_prompt_ids=bool(request.return_token_ids),
         has_token_ids=bool(request.return_token_ids) and (output_format is None or output_format.shows_reasoning),
         has_running_usage=bool(options and options.include_usage and options.continuous_usage_stats),
-        has_prompt_logprobs=_asks_for_prompt_logprobs(request),
+        has_prompt_logprobs=not request.stream and _num_prompt_logprobs(request) != NO_LOGPROBS,
         echoes=_echoes(request),
         has_output=not _only_echoes(request),
         stream_interval=_within("stream_interval", request.stream_interval, 1, 1, INT32_MAX) if request.stream else 1,

@@ -49,5 +49,6 @@ def test_tokens_may_be_named_by_their_ids() -> None:
 
     assert (chat["token"], chat["bytes"]) == ("token_id:0", list(b"Hello"))
     assert [entry["token"] for entry in chat["top_logprobs"]] == ["token_id:0", "token_id:1"]
+    assert bytes(chat["top_logprobs"][1]["bytes"]) == b"token_id:1", "as in vLLM, but for the token drawn"
     assert completion["tokens"] == ["token_id:0"] and offset == 3 + len("token_id:0")
     assert completion["top_logprobs"] == [{"token_id:0": -0.5, "token_id:1": -1.5}]

@@ -50,7 +50,7 @@ def test_an_echo_stands_before_the_output(rig: WorkerRig, prompt: str | None, st
 @pytest.mark.parametrize("max_tokens", [0, 16])
 def test_an_echo_with_logprobs_scores_prompt_and_output_in_one(rig: WorkerRig, stream: bool, max_tokens: int) -> None:
     asked: dict[str, Any] = {"max_tokens": max_tokens, "stream": stream}
-    response = rig.complete(PROMPT, echo=True, logprobs=1, prompt_logprobs=None if stream else 2, **asked)
+    response = rig.complete(PROMPT, echo=True, logprobs=1, prompt_logprobs=None if stream or max_tokens else 2, **asked)
 
     bodies = events_of(response) if stream else [response.json()]
     columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
@@ -63,6 +63,8 @@ def test_an_echo_with_logprobs_scores_prompt_and_output_in_one(rig: WorkerRig, s
     assert columns["token_logprobs"] == [None, *(-float(number) for number in ids[1:])]
     assert columns["top_logprobs"][0] is None and columns["text_offset"][0] == 0
     assert all(rig.text_of([70]) in entry and len(entry) <= 3 for entry in columns["top_logprobs"][1:])
+    if not stream:
+        assert len(bodies[0]["choices"][0]["prompt_logprobs"]) == len(rig.ids_of(PROMPT)), "as in vLLM"
     assert bodies[-1]["choices"][0]["finish_reason"] == ("stop" if max_tokens else "length")
 
 
