@@ -25,7 +25,7 @@ from loadtests.report import machine
 FLAGS = (
     "--sim-step-ms", "0", "--max-num-seqs", "64", "--max-num-queued-reqs", "100000", "--max-num-queued-tokens",
     "100000000", "--max-model-len", "256", "--max-body-bytes", "1000000", "--served-model-name", "tiny",
-    "--log-level", "warning",
+    "--log-level", "warning", "--server-dev-mode",
 )  # fmt: skip
 CONCURRENCY = 16
 ANSWER_TIMEOUT_S = 60.0

@@ -93,6 +93,9 @@ VALID: tuple[Request, ...] = (
     ),
     Request("POST", "/tokenize", {"prompt": "hello"}),
     Request("POST", "/detokenize", {"tokens": [1, 2, 3]}),
+    Request("POST", "/abort_requests", {"request_ids": ["nobody's"]}),
+    Request("POST", "/inference/v1/abort_requests", {"request_ids": ["nobody's", "chatcmpl-x"]}),
+    Request("POST", "/start_profile", {"profile_prefix": "a", "delay_iterations": 1, "max_iterations": 2}),  # a 404
     Request("GET", "/v1/models"),
     Request("GET", "/v1/responses/resp_0"),
     Request("GET", "/openapi.json"),

@@ -12,6 +12,7 @@ from ipc.messages import NO_LOGPROBS, Pooling, SamplingParams
 from tests.parity.in_process_engine import InProcessEngine
 
 MAX_REGRET = 0.15
+MAX_LOGPROB_ERROR, MAX_MEAN_LOGPROB_ERROR = 0.3, 0.04  # logits of the order of 10: eight and one bfloat16 apart
 """How far a chosen token's float32 logit may lie below the largest. Their standard deviation is 0.68; bf16 came to 0.06 over 48
 tokens and to 0.10 over 320 on an H100, and to 0.03 on a CPU. A wrong key or value costs 1 or more."""
 
@@ -225,9 +226,12 @@ def test_prompts_are_scored_in_chunks_beside_rows_that_decode(checkpoint: Any, m
         with torch.inference_mode():
             logits = model(torch.tensor([prompt], device=model.device)).logits[0]
         logprobs = torch.log_softmax(logits, -1)
+        errors = []
         for place, entry in scored.items():
             assert entry.token == prompt[place] and len(entry.ids) == 2
-            assert abs(entry.logprob - float(logprobs[place - 1, prompt[place]])) < MAX_REGRET, f"{number=} {place=}"
+            errors.append(abs(entry.logprob - float(logprobs[place - 1, prompt[place]])))
+        assert max(errors) < MAX_LOGPROB_ERROR, f"{number=}"
+        assert sum(errors) / len(errors) < MAX_MEAN_LOGPROB_ERROR, f"{number=}"
 
 
 def test_a_steady_decode_neither_synchronizes_nor_allocates(checkpoint: Any) -> None:
