@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check kills ring-kills slow-readers idle-connections soak overload chaos fuzz vllm-test page-test ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check kills ring-kills slow-readers idle-connections soak overload chaos fuzz vllm-test page-test clients ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test picker-test partition-test group-test image clean
 
 install: $(STAMP)
@@ -116,6 +116,17 @@ page-test: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[page]'
 	$(BIN)/python -m pytest -m ops tests/page
 
+# LangChain, LiteLLM, instructor and openai 2, in a venv of their own, before a fleet of this one.
+CLIENTS := .venv-clients
+clients: install $(CLIENTS)/.installed
+	$(CLIENTS)/bin/python -m pytest --confcutdir tests/clients -o filterwarnings=default tests/clients \
+		--server-python $(CURDIR)/$(BIN)/python
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
 # 100 000 spoiled requests, then schemathesis over /openapi.json, each against a sim fleet; `make test` has a short form.
 fuzz: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
@@ -147,4 +158,4 @@ image: install
 	PATH=$(CURDIR)/$(BIN):$$PATH image/build.sh
 
 clean:
-	rm -rf $(VENV) .tools build *.egg-info
+	rm -rf $(VENV) $(CLIENTS) .tools build *.egg-info

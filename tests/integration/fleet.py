@@ -24,11 +24,12 @@ class Fleet:
 
     host = "127.0.0.1"
 
-    def __init__(self, log_path: Path, *flags: str) -> None:
+    def __init__(self, log_path: Path, *flags: str, python: str = sys.executable) -> None:
+        """`python` is the interpreter that has the server."""
         self.log_path = log_path
         self.port, self.ops_port = free_port(), free_port()
         self._command = [
-            sys.executable, "-m", "ops", "serve", "--port", str(self.port), "--ops-port", str(self.ops_port), *flags,
+            python, "-m", "ops", "serve", "--port", str(self.port), "--ops-port", str(self.ops_port), *flags,
         ]  # fmt: skip
 
     @property
