@@ -45,6 +45,7 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     max_tokens: tuple[int, ...]  # per prompt
     stop: tuple[str, ...] = ()
     include_stop: bool = False
+    told_stop_ids: tuple[int, ...] = ()  # the answer says which of these it ended with; the model's own end goes unsaid
     skip_special_tokens: bool = True
     is_stream: bool = False
     include_usage: bool = False
@@ -110,6 +111,7 @@ class Choice:
     __slots__ = (
         "_first_token_s", "_last_token_s", "_metrics", "_on_end", "engine_finish", "error",
         "finish_reason", "index", "scores", "stop_reason", "stream_id", "submitted_s", "text", "tokens",
+        "told_stop_ids",
     )  # fmt: skip
 
     def __init__(
@@ -121,6 +123,7 @@ class Choice:
         self.stream_id: StreamId | None = None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
+        self.told_stop_ids: tuple[int, ...] = ()
         self.engine_finish: Finish | None = None
         self.error: StreamError | None = None
         self._metrics, self._on_end = metrics, on_end
@@ -156,7 +159,7 @@ class Choice:
         self.engine_finish = finish
         if self.finish_reason is None:
             self.finish_reason = _REASONS[FinishCode(finish.code)]
-            if finish.code == FinishCode.STOP and self.stop_token_id is not None:
+            if finish.code == FinishCode.STOP and self.stop_token_id in self.told_stop_ids:
                 self.stop_reason = self.stop_token_id
         self._record(finish)
         self._on_end(self)
@@ -307,6 +310,7 @@ def submit(request: GenerationRequest, choices: Sequence[Choice], client: Engine
         block_hashes = client.block_hashes(prompt.ids, request.cache_salt)
         for number in range(request.n):
             choice = choices[prompt_index * request.n + number]
+            choice.told_stop_ids = request.told_stop_ids
             choice.stream_id = client.submit(
                 prompt.ids,
                 request.sampling_of(prompt_index, number),

@@ -63,6 +63,7 @@ def generation_request(
         max_tokens=max_tokens,
         stop=_stop(request, limits),
         include_stop=bool(request.include_stop_str_in_output),
+        told_stop_ids=_told_stop_ids(request, model),
         skip_special_tokens=request.skip_special_tokens is not False,
         is_stream=bool(request.stream),
         include_usage=_include_usage(request),
@@ -319,6 +320,14 @@ def _stop_token_ids(request: SamplingFields, vocab_size: int) -> tuple[int, ...]
         )
     check_token_ids("stop_token_ids", ids, vocab_size)
     return tuple(ids)
+
+
+def _told_stop_ids(request: SamplingFields, model: ModelFolder) -> tuple[int, ...]:
+    """As in vLLM: the model's end of sequence has no stop_reason, even where the client names it, unless it is ignored."""
+    if not request.stop_token_ids:
+        return ()
+    ends = () if request.ignore_eos else model.eos_token_ids
+    return tuple(number for number in request.stop_token_ids if number not in ends)
 
 
 def _logit_bias(bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:

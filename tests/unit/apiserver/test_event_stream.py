@@ -539,9 +539,12 @@ async def collecting(
     return await collect(generation, texts(generation), worker.client, worker.metrics, {"type": "http"}, reader.receive)
 
 
-def test_a_body_has_all_choices_and_asks_the_engine_to_deliver_once() -> None:
+@pytest.mark.parametrize(("told", "reason"), [((3,), 3), ((), None)])
+def test_a_body_has_all_choices_and_asks_the_engine_to_deliver_once(told: tuple[int, ...], reason: int | None) -> None:
+    """And says which stop token ended one, but not that it was the model's own end."""
+
     async def client() -> None:
-        worker, reader, generation = Worker(), PlainClient(), request(n=2, is_stream=False)
+        worker, reader, generation = Worker(), PlainClient(), request(n=2, is_stream=False, told_stop_ids=told)
         task = asyncio.create_task(collecting(worker, generation, reader))
         await reader.settle()
         assert [message.is_streaming for message in worker.broker.generates] == [False, False]
@@ -553,7 +556,10 @@ def test_a_body_has_all_choices_and_asks_the_engine_to_deliver_once() -> None:
         choices = await task
         assert choices is not None
         assert [choice.content for choice in choices] == ["Hello😀", " world"]
-        assert [(choice.finish_reason, choice.stop_reason) for choice in choices] == [("stop", 3), ("length", None)]
+        assert [(choice.finish_reason, choice.stop_reason) for choice in choices] == [
+            ("stop", reason),
+            ("length", None),
+        ]
 
     run(client)
 

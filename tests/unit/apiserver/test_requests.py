@@ -263,6 +263,15 @@ def test_a_request_that_says_everything_is_passed_on_as_it_is() -> None:
     assert generation.priority == -3
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [({}, ()), ({"stop_token_ids": [2, 7]}, (7,)), ({"stop_token_ids": [2, 7], "ignore_eos": True}, (2, 7))],
+)
+def test_the_models_own_end_is_no_stop_reason(fields: dict[str, Any], told: tuple[int, ...]) -> None:
+    """Its eos is 2."""
+    assert validated(chat_request(**fields)).told_stop_ids == told
+
+
 def test_a_silent_request_gets_the_models_defaults_then_openais() -> None:
     defaults = SamplingDefaults(temperature=0.6, top_p=0.8, top_k=20, min_p=0.05, repetition_penalty=1.05)
     values = {**{name: getattr(MODEL, name) for name in MODEL.__struct_fields__}, "sampling_defaults": defaults}
