@@ -41,7 +41,14 @@ class TorchProfiler:
             self._begin()
 
     def on_step(self) -> None:
-        """Behind every step while it is armed."""
+        """Behind every step while it is armed. Nobody waits for an answer: what goes wrong here ends the profile alone."""
+        try:
+            self._count_step()
+        except Exception:
+            logger.exception("profile given up", extra={"folder": str(self._folder)})
+            self._profile = self._options = None
+
+    def _count_step(self) -> None:
         options = self._options
         assert options is not None
         self._num_steps += 1

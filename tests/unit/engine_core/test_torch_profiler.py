@@ -52,3 +52,18 @@ def test_a_profile_begins_late_and_ends_by_itself_where_it_is_told_to(tmp_path: 
     assert not profiler.is_armed
     profiler.stop()
     assert [path] == list(tmp_path.iterdir()), "there is nothing more to write"
+
+
+def test_a_profile_that_ends_by_itself_and_cannot_be_written_is_given_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for an answer then, and the step behind it must come."""
+    (tmp_path / "file").write_text("no folder")
+    profiler = TorchProfiler(tmp_path / "file", engine=0)
+
+    profiler.start(ProfileOptions(max_iterations=1))
+    for _ in range(3):
+        step(profiler)
+
+    assert not profiler.is_armed
+    assert "profile given up" in caplog.text
