@@ -1,6 +1,7 @@
 """Engines die under load and no client sees more than a pause: every text equals that of an undisturbed run."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ NUM_REQUESTS = 64
 NUM_TOKENS = 250
 NUM_KILLS = 3
 QUICK_RESTARTS = ("--restart-backoff-max-s", "0.1")
+PROMPT_LOOKUP = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
 
 
 @pytest.fixture
@@ -105,13 +107,17 @@ def test_broker_and_engine_may_die_together(fleet: Fleet) -> None:
     assert (seen.ending, again.ending) == ("finished", "finished") and seen.text == again.text
 
 
-def test_the_real_engine_goes_on_with_the_text_it_would_have_had(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("drafts", [(), ("--speculative-config", json.dumps(PROMPT_LOOKUP))], ids=["plain", "drafts"])
+def test_the_real_engine_goes_on_with_the_text_it_would_have_had(
+    model_folder: Path, tmp_path: Path, drafts: tuple[str, ...]
+) -> None:
     bodies: list[dict[str, Any]] = [
         {"prompt": "The capital of France is", "max_tokens": 40, "stream": True, "temperature": 0},
         {"prompt": "Once upon a time", "max_tokens": 40, "stream": True, "temperature": 1, "seed": 7},
         {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 1, "seed": 8, "frequency_penalty": 0.5},
+        {"prompt": "apples, pears, plums, apples, pears, plums, apples", "max_tokens": 40, "temperature": 0},
     ]
-    flags = ("--workers", "1", "--dtype", "float32", *QUICK_RESTARTS)
+    flags = ("--workers", "1", "--dtype", "float32", *drafts, *QUICK_RESTARTS)
     with Fleet(tmp_path / "log", str(model_folder), *flags) as fleet:
 
         async def run(num_kills: int) -> list[Seen]:
