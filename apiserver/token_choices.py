@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from apiserver.answer_details import AnswerDetails
-from apiserver.event_stream import Events, StreamedChoice, StreamedResponse
+from apiserver.event_stream import Events, StreamedResponse
+from apiserver.gathered_choice import GatheredChoice
 from apiserver.generation import Choice, CollectedChoice
 from apiserver.metrics import WorkerMetrics
 from apiserver.text_stream import TextStream
@@ -71,11 +72,11 @@ class TokenEvents(Events, Protocol):
         ...
 
 
-class StreamedTokens(StreamedChoice):
+class StreamedTokens(GatheredChoice):
     """Writes its ids as events: one for each wake-up, or for as many tokens as are to share one, and a last one with the
     finish."""
 
-    __slots__ = ("_details", "_events", "_has_begun", "_ids", "_words")
+    __slots__ = ("_events",)
 
     def __init__(
         self,
@@ -85,46 +86,18 @@ class StreamedTokens(StreamedChoice):
         response: StreamedResponse,
         details: AnswerDetails,
     ) -> None:
-        super().__init__(index, text, metrics, response)
+        super().__init__(index, text, metrics, response, details)
         self._events = cast(TokenEvents, response.events)
-        self._details = details
-        self._has_begun = False  # an event is written
-        self._ids: list[int] = []  # and words: for the next event
-        self._words: list[str] = []
 
-    def choose_way(self) -> None:
-        """There is one."""
+    def next_event(self, num_tokens: int) -> bytes:
+        return self._event(num_tokens) if self.ids else b""
 
-    def flush(self, now_s: float) -> None:
-        response = self._response
-        if not response.can_write:
-            response.hold(self)
-            return
-        tokens, self.tokens = self.tokens, []
-        self.note_tokens(len(tokens), now_s)
-        num_before = self.text.num_tokens
-        self._words.append(self.text.feed(tokens))
-        self._ids += tokens[: self.text.num_tokens - num_before]
-        if self._ids and (not self._has_begun or len(self._ids) >= self._details.stream_interval):
-            response.write(self._event(self.text.num_tokens))
-        if self.text.has_stop_strings and self.finish_reason is None and self._has_stopped():
-            response.stop(self)
-
-    def last_events(self) -> bytes:
-        if self.error is not None:
-            return super().last_events()
-        self._words.append(self.text.finish(self.stop_token_id))
-        is_cut = self._has_stopped()
-        if self.stop_token_id is not None and not is_cut:
-            self._ids.append(self.stop_token_id)
+    def end(self) -> bytes:
         return self._event(self.num_tokens, self.finish_reason or "stop")
 
     def _event(self, num_tokens: int, finish_reason: str | None = None) -> bytes:
-        """With what has come since the last one."""
-        self._has_begun = True
-        scores, self.scores = self.scores[: len(self._ids)], self.scores[len(self._ids) :]
-        ids, self._ids = self._ids, []
-        words, self._words = "".join(self._words), []
-        num_so_far = num_tokens if self._details.has_running_usage else None
+        self.has_begun = True
+        ids, words, scores = self.take_gathered()
+        num_so_far = num_tokens if self.details.has_running_usage else None
         stop_reason = self.stop_reason if finish_reason is not None else None
         return self._events.tokens(self.index, ids, words, scores, finish_reason, stop_reason, num_so_far)

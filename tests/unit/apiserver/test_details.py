@@ -82,6 +82,28 @@ def test_the_first_event_has_one_token_and_the_next_ones_an_interval(stream_inte
     run(client)
 
 
+def test_what_gives_no_event_yet_writes_nothing() -> None:
+    """An empty chunk would be the end of the body: here between the halves of a character, which nothing tells of."""
+    details = AnswerDetails(has_running_usage=True)
+    asked = request(details=details)
+
+    async def client() -> None:
+        server = Server(asked, detailed_choice_of(asked, details, opens_with_prompt_ids=False))
+        connection = await server.connect()
+        for token in (HELLO, *SMILE, WORLD):
+            server.worker.step([1], [token])
+            await connection.settle()
+        server.worker.step(finishes=[finish(1)])
+        await connection.settle()
+
+        *said, done = events(connection.body)
+        assert "".join(event["choices"][0]["delta"].get("content", "") for event in said) == "Hello😀 world"
+        assert done == "[DONE]"
+        assert connection.received.count(b"\r\n0\r\n\r\n") == 1
+
+    run(client)
+
+
 def test_running_usage_stands_on_every_event_and_grows(rig: WorkerRig) -> None:
     chat = events_of(rig.chat(stream=True, stream_options=BOTH))
     completion = events_of(rig.complete(stream=True, stream_options=BOTH, max_tokens=64))
