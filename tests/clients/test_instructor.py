@@ -1,4 +1,7 @@
-"""instructor: objects of pydantic classes out of every way of asking that it has for a server like this one."""
+"""instructor: objects of pydantic classes out of the ways of asking that it has for a server like this one.
+
+Not `create_iterable`: the schema that it sends takes an object without any task, and that is what this model answers.
+"""
 
 from typing import Any
 
