@@ -9,7 +9,7 @@ from torch import Tensor
 
 from engine_core.attention.base import AttentionMetadata, Run, SequenceSpan, SingleTokens
 from engine_core.batch_state import BatchState
-from engine_core.drafting import draws_of
+from engine_core.drafting import counting_up, draws_of
 from engine_core.plan import StepPlan
 
 
@@ -50,9 +50,8 @@ def _singles(state: BatchState, plan: StepPlan, starts: NDArray[np.int64]) -> Si
     rows, lengths, tokens = plan.rows[chosen], plan.context_lens[chosen] + 1, starts[chosen].astype(np.int32)
     if plan.num_drafts is not None:  # a draft attends as the decode of its place would, to the bit
         counts = plan.num_new_tokens[chosen]
-        ahead = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = np.repeat(rows, counts)
-        lengths, tokens = ((np.repeat(x, counts) + ahead).astype(np.int32) for x in (lengths, tokens))
+        ahead, rows = counting_up(counts), np.repeat(rows, counts)
+        lengths, tokens = np.repeat(lengths, counts) + ahead, np.repeat(tokens, counts) + ahead
     width = -(-int(lengths.max(initial=0)) // state.block_size)
     return SingleTokens(tokens, state.block_table[rows, :width], lengths, state.block_size)
 

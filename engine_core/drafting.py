@@ -9,7 +9,7 @@ thinking, fewer tokens than min_tokens. A stop id is never drafted (the pass tha
 nor is a last token of the length limit: so no accepted run reaches beyond an end.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,6 +17,22 @@ from engine_core.batch_state import BatchState
 from engine_core.ngram_proposer import NgramProposer
 from engine_core.plan import Int32Array, Rows, StepPlan
 from ipc.messages import NO_LOGPROBS
+
+
+@dataclass(slots=True)
+class DraftCounts:
+    """Ever-growing, for the metrics."""
+
+    num_drafts: int = 0  # passes of one sequence that had drafted tokens
+    num_tokens: int = 0
+    accepted_per_place: list[int] = field(default_factory=list)  # tokens that were right, by place in their draft
+
+    def note(self, num_drafts: Int32Array, num_accepted: Int32Array) -> None:
+        """Of one pass: tokens drafted for each of its entries, and how many of them were right."""
+        self.num_drafts += int(np.count_nonzero(num_drafts))
+        self.num_tokens += int(num_drafts.sum())
+        for place in range(int(num_accepted.max(initial=0))):
+            self.accepted_per_place[place] += int(np.count_nonzero(num_accepted > place))
 
 
 class Drafter:
@@ -78,6 +94,12 @@ def draws_of(plan: StepPlan) -> Draws:
     assert plan.num_drafts is not None
     counts = plan.num_drafts[plan.samples] + 1
     firsts = np.cumsum(counts) - counts
-    ahead = (np.arange(int(counts.sum())) - np.repeat(firsts, counts)).astype(np.int32)
+    ahead = counting_up(counts)
     known = (np.cumsum(plan.num_new_tokens)[plan.samples] - counts).astype(np.intp)  # the last known token of each
     return Draws(np.repeat(plan.sampled_rows, counts), ahead, np.repeat(known, counts) + ahead, firsts.astype(np.intp))
+
+
+def counting_up(counts: Int32Array) -> Int32Array:
+    """0, 1, … for each of these counts, end to end."""
+    firsts = np.cumsum(counts) - counts
+    return (np.arange(int(counts.sum())) - np.repeat(firsts, counts)).astype(np.int32)

@@ -190,6 +190,7 @@ class Engine:
             preemptions, queries, hits = (now - before for now, before in zip(seen, self._counts_seen, strict=True))
             self._metrics.on_counts(preemptions, queries, hits)
             self._counts_seen = seen
-        if counts.num_drafts != self._drafts_seen:
-            self._drafts_seen = counts.num_drafts
-            self._metrics.on_drafts(counts.num_drafts, counts.num_draft_tokens, counts.accepted_per_place)
+        drafts = counts.drafts
+        if drafts.num_drafts != self._drafts_seen:
+            self._drafts_seen = drafts.num_drafts
+            self._metrics.on_drafts(drafts.num_drafts, drafts.num_tokens, drafts.accepted_per_place)

@@ -211,7 +211,7 @@ def _build_engine(
             model_name=model.name,
             block_size=settings.engine.block_size,
             num_blocks=runner.num_blocks,
-            num_draft_places=len(scheduler.counts.accepted_per_place),
+            num_draft_places=len(scheduler.counts.drafts.accepted_per_place),
         ),
         profiler=_profiler(settings, handles.index),
     )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from engine_core.batch_state import BatchState
 from engine_core.block_manager import NOWHERE, BlockManager
-from engine_core.drafting import Drafter
+from engine_core.drafting import DraftCounts, Drafter, counting_up
 from engine_core.plan import Int32Array, Rows, StepPlan, StepResult, TokenScores
 from engine_core.sequence import NO_ROW, Sequence, SequenceState
 from engine_core.step_output import NO_TOKENS, Ending, SampledTokens
@@ -40,11 +40,7 @@ class SchedulerCounts:
     num_preemptions: int = 0
     prefix_queries: int = 0  # prompt tokens looked up
     prefix_hits: int = 0  # prompt tokens found
-    num_drafts: int = 0  # passes of one sequence that had drafted tokens
-    num_draft_tokens: int = 0
-    accepted_per_place: list[int] = field(
-        default_factory=list
-    )  # drafted tokens that were right, by place in their draft
+    drafts: DraftCounts = field(default_factory=DraftCounts)
 
 
 class Scheduler:
@@ -61,7 +57,9 @@ class Scheduler:
         """With a `drafter` the runner must take plans with drafts, and must not run ahead."""
         self.state = state
         self.blocks = BlockManager(num_blocks)
-        self.counts = SchedulerCounts(accepted_per_place=[0] * (drafter.max_tokens if drafter else 0))
+        self.counts = SchedulerCounts(
+            drafts=DraftCounts(accepted_per_place=[0] * (drafter.max_tokens if drafter else 0))
+        )
         self._drafter = drafter
         self._max_batched_tokens = max_batched_tokens
         self._block_size = state.block_size
@@ -422,9 +420,9 @@ class Scheduler:
         assert plan.num_drafts is not None and result.num_accepted is not None
         state, accepted = self.state, np.zeros(len(plan.rows), np.int32)
         accepted[plan.samples] = result.num_accepted
-        self._count_drafts(plan.num_drafts, accepted)
+        self.counts.drafts.note(plan.num_drafts, accepted)
         rows, counts = plan.rows[has_stayed], accepted[has_stayed]
-        places = np.repeat(state.num_computed[rows], counts) + _places(counts)
+        places = np.repeat(state.num_computed[rows], counts) + counting_up(counts)
         state.num_computed[rows] += counts
         state.num_tokens[rows] += counts
         many = np.repeat(rows, counts)
@@ -432,12 +430,6 @@ class Scheduler:
         sent = many[is_sent]
         tokens = SampledTokens(state.slot[sent], state.number[sent], state.token_ids[sent, places[is_sent]])
         return computed - plan.num_drafts + accepted, tokens
-
-    def _count_drafts(self, num_drafts: Int32Array, accepted: Int32Array) -> None:
-        self.counts.num_drafts += int(np.count_nonzero(num_drafts))
-        self.counts.num_draft_tokens += int(num_drafts.sum())
-        for place in range(int(accepted.max(initial=0))):
-            self.counts.accepted_per_place[place] += int(np.count_nonzero(accepted > place))
 
     def _has_stayed(self, plan: StepPlan, row: int) -> bool:
         """Whether the row has the occupant it had in this plan."""
@@ -616,9 +608,3 @@ class Scheduler:
         waiting = self._waiting.waiting
         assert len(waiting) == self.num_waiting
         assert {s.stream_id for s in waiting} <= self._sequences.keys()
-
-
-def _places(counts: Int32Array) -> Int32Array:
-    """0, 1, … for each of these counts, end to end."""
-    starts = np.cumsum(counts) - counts
-    return (np.arange(int(counts.sum())) - np.repeat(starts, counts)).astype(np.int32)

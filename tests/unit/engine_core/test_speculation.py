@@ -126,8 +126,8 @@ def test_the_text_is_the_same_with_drafts_as_without(engine: dict[str, Any], see
 
     assert drafted.outputs == plain.outputs
     assert drafted.finishes == plain.finishes
-    assert drafted.counts.num_draft_tokens > sum(drafted.counts.accepted_per_place) > 0
-    assert plain.counts.num_drafts == 0
+    assert drafted.counts.drafts.num_tokens > sum(drafted.counts.drafts.accepted_per_place) > 0
+    assert plain.counts.drafts.num_drafts == 0
 
 
 def test_rows_that_need_more_than_their_tokens_draft_nothing() -> None:
@@ -141,7 +141,7 @@ def test_rows_that_need_more_than_their_tokens_draft_nothing() -> None:
 
     run = Run(prompts, params, False, max_num_batched_tokens=64, speculative_config=CONFIG)
 
-    assert run.counts.num_drafts == 0
+    assert run.counts.drafts.num_drafts == 0
     assert [count for count, _ in run.finishes.values()] == [12] * 6
 
 
@@ -166,7 +166,7 @@ def test_every_accepted_token_saves_a_pass() -> None:
     plain = Run([[3, 1, 4]], params, True, max_num_batched_tokens=64)
     drafted = Run([[3, 1, 4]], params, True, max_num_batched_tokens=64, speculative_config=CONFIG)
 
-    places = drafted.counts.accepted_per_place
+    places = drafted.counts.drafts.accepted_per_place
     assert plain.num_steps == 50
     assert drafted.num_steps == 50 - sum(places) < 30
     assert places == sorted(places, reverse=True), "a place is right only where all before it are"
