@@ -21,8 +21,7 @@ from pydoc_data import topics
 
 from tokenizers import Tokenizer
 
-from config.settings import ModelSettings
-from engine_core.model_source import find_model
+from loadtests.embedded_model import embedded_model
 from loadtests.peers import tokenfleet
 from loadtests.peers.server import MODEL_NAME, Server
 from loadtests.prompts import long_context_copy
@@ -143,7 +142,7 @@ async def _phase(server: Server, seconds: float, bodies: list[bytes]) -> Phase:
 
 
 def run(seconds: float, rounds: int) -> str:
-    model = Path(find_model(ModelSettings()).path)
+    model = embedded_model()
     prompts = ColdPrompts(model)
     num_cold = max(1, int(seconds))
     without: list[Phase] = []

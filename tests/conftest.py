@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from config.settings import ModelSettings
-from engine_core.gguf_conversion import convert
-from engine_core.model_source import find_model
+from loadtests.embedded_model import embedded_model
 from tests.integration.fleet import Fleet
 
 VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
@@ -21,10 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
     """The embedded default model as a Hugging Face folder; converted at the first use on a machine."""
-    source = find_model(ModelSettings())
-    if not source.is_ready:
-        convert(source, lambda done, total: None)
-    return source.path
+    return embedded_model()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import asyncio
 import cProfile
 import random
 import time
-from pathlib import Path
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
@@ -36,12 +35,12 @@ from apiserver.token_table import TokenTable, build_token_table
 from apiserver.tools.hermes import HermesParser
 from config.model_folder import ModelFolder, read_model_folder
 from config.settings import ModelSettings, ServerSettings
-from engine_core.model_source import find_model
 from ipc.doorbell import Doorbell
 from ipc.messages import Envelope, ForWorker, FromWorker, SamplingParams
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import Finish, FinishCode, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
+from loadtests.embedded_model import embedded_model
 from loadtests.report import machine, spread, table
 
 RING_BYTES = 1 << 20
@@ -204,8 +203,8 @@ FORMATS: dict[str, OutputFormat | None] = {
 
 
 async def run(steps: int, parser: str, profile: cProfile.Profile | None) -> str:
-    path = find_model(ModelSettings()).path
-    model = read_model_folder(Path(path), ModelSettings())
+    path = embedded_model()
+    model = read_model_folder(path, ModelSettings())
     token_table = build_token_table(model)
     assert token_table is not None, "the embedded model is byte-level BPE"
     rows = []

@@ -34,7 +34,6 @@ from apiserver.services import Services
 from apiserver.worker import YOUNG_OBJECTS
 from config.model_folder import ModelFolder, read_model_folder
 from config.settings import ModelSettings, Settings
-from engine_core.model_source import find_model
 from ipc.codec import encode
 from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
@@ -43,6 +42,7 @@ from ipc.messages import Envelope, ForWorker, FromWorker, number_of
 from ipc.metrics_page import create_metrics_segment
 from ipc.record import NO_STOP_TOKEN, Finish, FinishCode, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
+from loadtests.embedded_model import embedded_model
 from loadtests.micro.drain import CountingTransport
 from loadtests.report import machine, spread, table
 from ops import logs
@@ -186,7 +186,7 @@ async def measure(services: Services, num_requests: int, num_words: int, profile
 
 
 async def run(num_requests: int, num_words: int, profile: cProfile.Profile | None) -> str:
-    model = read_model_folder(Path(find_model(ModelSettings()).path), ModelSettings())
+    model = read_model_folder(embedded_model(), ModelSettings())
     services = build_services(model)
     services.client.start(asyncio.get_running_loop())
     gc.freeze()  # as a worker does

@@ -19,11 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from config.settings import ModelSettings
-from engine_core.model_source import find_model
 from loadtests import bench_client, report, whole_answers
 from loadtests.bench_client import Load
 from loadtests.chart import ratio_chart
+from loadtests.embedded_model import embedded_model
 from loadtests.peers import tokenfleet, vllm_front_ends
 from loadtests.peers.server import Server
 from loadtests.processes import cpu_time, memory
@@ -94,7 +93,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        model = str(long_context_copy(find_model(ModelSettings()).path, scratch / "model", MAX_MODEL_LEN))
+        model = str(long_context_copy(embedded_model(), scratch / "model", MAX_MODEL_LEN))
         token_ids = scratch / "token-ids.json"
         token_ids.write_text(json.dumps(printable_token_ids(model)))
         rows, ratios = [], []

@@ -16,10 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config.settings import ModelSettings
-from engine_core.model_source import find_model
 from loadtests import bench_client, report
 from loadtests.bench_client import Load
+from loadtests.embedded_model import embedded_model
 from loadtests.peers import tokenfleet, vllm_python
 from loadtests.peers.server import MODEL_NAME, Server
 from loadtests.processes import memory
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("loadtests/results/real_engine.md"))
     arguments = parser.parse_args()
-    model = str(find_model(ModelSettings()).path)
+    model = str(embedded_model())
     log = Path("/tmp/tokenfleet-peer.log")
     starters: dict[str, Callable[[], Server]] = {
         "tokenfleet": lambda: tokenfleet.start(log, model=model),

@@ -16,10 +16,9 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from config.settings import ModelSettings
-from engine_core.model_source import find_model
 from loadtests import bench_client, report
 from loadtests.bench_client import Load
+from loadtests.embedded_model import embedded_model
 from loadtests.peers import tokenfleet, vllm_front_ends
 from loadtests.peers.front_ends import MAX_MODEL_LEN, SIM, printable_token_ids
 from loadtests.peers.server import Server
@@ -44,7 +43,7 @@ def main() -> None:
     pin = ("taskset", "-c", ",".join(map(str, client)))
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        model_folder = arguments.model or find_model(ModelSettings()).path
+        model_folder = arguments.model or embedded_model()
         model = str(long_context_copy(model_folder, Path(scratch) / "model", MAX_MODEL_LEN))
         token_ids, prompts = Path(scratch) / "token-ids.json", Path(scratch) / "long.jsonl"
         token_ids.write_text(json.dumps(printable_token_ids(model)))
