@@ -11,11 +11,15 @@ PACK_FOR_ROWS = 16  # a hint: the layout oneDNN picks for small batches serves l
 
 
 class Linear:
-    """`weight` is (out_features, in_features); `bias` is (out_features,) or None."""
+    """`weight` is (out_features, in_features); `bias` is (out_features,) or None.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    A weight that `is_shared` with others is read as it is: packed, it would lie in memory twice. One row of SmolLM2's output
+    layer, 57 MB, then takes 2.1 ms instead of 1.1, 4 % of a step.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, is_shared: bool = False) -> None:
         self._bias = None if bias is None else bias.clone()
-        self._is_packed = can_pack(weight)
+        self._is_packed = not is_shared and can_pack(weight)
         self._weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_FOR_ROWS) if self._is_packed else weight
         )

@@ -105,7 +105,8 @@ class Decoder:
             for number in range(config.num_layers)
         ]
         self._norm = RmsNorm(weights.take("model.norm.weight", config.hidden_size), config.rms_norm_eps)
-        self._lm_head = Linear(self._lm_head_weight(weights))
+        lm_head = self._lm_head_weight(weights)
+        self._lm_head = Linear(lm_head, is_shared=lm_head is self._embedding)
         weights.finish()
 
     def __call__(self, token_ids: Tensor, positions: Tensor, pools: list[Tensor], metadata: StepMetadata) -> Tensor:

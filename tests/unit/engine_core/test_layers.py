@@ -21,14 +21,15 @@ def assert_close(actual: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("num_rows", ROWS)
 @pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("is_shared", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_linear_layer_is_the_product_for_any_number_of_rows(
-    num_rows: int, has_bias: bool, dtype: torch.dtype
+    num_rows: int, has_bias: bool, is_shared: bool, dtype: torch.dtype
 ) -> None:
     weight, bias = random(96, 48, dtype=dtype), random(96, dtype=dtype, seed=1) if has_bias else None
     x, residual = random(num_rows, 48, dtype=dtype, seed=2), random(num_rows, 96, dtype=dtype, seed=3)
     exact = x.double() @ weight.double().T + (0 if bias is None else bias.double())
-    linear = Linear(weight, bias)
+    linear = Linear(weight, bias, is_shared=is_shared)
 
     with torch.inference_mode():
         y, sums = linear(x), linear.plus(x, residual.clone())
@@ -36,6 +37,16 @@ def test_a_linear_layer_is_the_product_for_any_number_of_rows(
     assert (y.dtype, sums.dtype) == (dtype, dtype)
     assert_close(y, exact, dtype)
     assert_close(sums, exact + residual.double(), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_shared_weight_lies_in_memory_once(dtype: torch.dtype) -> None:
+    weight, x = random(96, 48, dtype=dtype), random(1, 48, dtype=dtype, seed=2)
+    linear = Linear(weight, is_shared=True)
+
+    weight.zero_()
+
+    assert not linear(x).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
