@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check kills ring-kills slow-readers idle-connections soak overload chaos fuzz vllm-test page-test clients ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check kills ring-kills slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test page-test clients ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test picker-test partition-test group-test image clean
 
 install: $(STAMP)
@@ -132,6 +132,19 @@ fuzz: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	$(BIN)/python -m loadtests.fuzz.fuzz --out loadtests/results/fuzzing.md
 	$(BIN)/python -m loadtests.fuzz.schema
+
+# Simulated users before a server that runs: make locust SCENARIO=burst HOST=http://127.0.0.1:8000 USERS=50
+SCENARIO ?= chat
+HOST ?= http://127.0.0.1:8000
+locust: $(VENV)/.locust
+	$(BIN)/locust -f loadtests/locustfile.py --headless --host $(HOST) --scenario $(SCENARIO) $(if $(USERS),-u $(USERS))
+
+locust-test: $(VENV)/.locust
+	$(BIN)/python -m pytest -m ops tests/locust
+
+$(VENV)/.locust: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[locust]'
+	touch $@
 
 # A fleet in a network namespace of its own, cut off and back, behind HAProxy. As root.
 partition-test: install
