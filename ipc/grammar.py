@@ -12,6 +12,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from ipc.json_schema import exact, exact_source
+
 Kind = Literal["json_object", "json_schema", "regex", "choice", "ebnf", "structural_tag"]
 
 MAX_SOURCE_CHARS = 256 * 1024
@@ -68,7 +70,7 @@ def llguidance_source(grammar: Grammar) -> str:
             return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides={"whitespace_pattern": _WHITESPACE})
         case "json_schema":
             options: Any = {"whitespace_pattern": _WHITESPACE, "lenient": False}
-            return LLMatcher.grammar_from_json_schema(grammar.source, overrides=options)
+            return LLMatcher.grammar_from_json_schema(exact_source(grammar.source), overrides=options)
         case "regex":
             return LLMatcher.grammar_from_regex(grammar.source)
         case "choice":
@@ -92,7 +94,7 @@ def _tags_source(source: str) -> str:
         if trigger is None:
             raise ValueError(f"no trigger begins {structure.begin!r}")
         tags.append(
-            StructTag(trigger=trigger, begin=structure.begin, grammar=structure.schema, end=structure.end)
+            StructTag(trigger=trigger, begin=structure.begin, grammar=exact(structure.schema), end=structure.end)
         )  # fmt: skip
     if not tags:
         raise ValueError("structures must not be empty")
