@@ -353,6 +353,17 @@ REFUSED: list[tuple[Object, str]] = [
     ({"config": {"engine": {"kv_cache_memory_bytes": 4294967296}}}, "before any weights"),
     ({"config": {"server": {"response_store_bytes": 3221225472}}}, "before any weights"),
     ({"resources": {"limits": {"memory": "3GB"}}}, "pattern"),
+    ({"resources": {"limits": {"memory": "2.5Gi"}}}, r"resources.requests.memory 3Gi is more than"),
+    ({"resources": {"limits": {"cpu": "1999m"}}}, r"resources.requests.cpu 2 is more than"),
+    ({"fullnameOverride": "Foo_Bar"}, "pattern"),
+    ({"nameOverride": "1st"}, "pattern"),
+    ({"image": {"tag": "a b"}}, "pattern"),
+    ({"podDisruptionBudget": {"maxUnavailable": "150%"}}, "maxUnavailable"),
+    ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app.kubernetes.io/name is the chart's own"),
+    ({"commonLabels": {"helm.sh/chart": "x"}}, "commonLabels: helm.sh/chart is the chart's own"),
+    ({"commonLabels": {"team": "a"}, "podLabels": {"team": "b"}}, "team is among commonLabels already"),
+    ({"commonLabels": {"team": "a b"}}, "pattern"),
+    ({"podAnnotations": {"checksum/config": "x"}}, "it rolls the pods"),
     ({"probes": {"startup": {"budgetSeconds": 60}}}, "may still load"),
     ({"rollingUpdate": {"maxSurge": 0}}, "nothing could ever roll"),
     ({"autoscaling": {"minReplicas": 9}}, "exceeds maxReplicas"),
@@ -367,6 +378,10 @@ REFUSED: list[tuple[Object, str]] = [
     (nodes_with(config={"engine": {"engines": 2}}), "take more replicas"),
     (nodes_with(multiNode={"extraArgs": ["--node-rank=1"]}), "--node-rank=1 follows from multiNode or config"),
     (nodes_with(multiNode={"sharedMemory": "64Gi"}), "leave room"),
+    (
+        nodes_with(multiNode={"resources": {"limits": {"cpu": "4"}}}),
+        r"multiNode.resources.requests.cpu 8 is more than",
+    ),
     ({"gateway": {"inferencePool": {"enabled": True}}}, "endpointPicker"),
 ]
 

@@ -105,6 +105,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- divf (mulf $number (get $bytes $unit)) 1048576.0 | floor | int64 -}}
 {{- end -}}
 
+{{/* A Kubernetes quantity of CPU in thousandths. */}}
+{{- define "tokenfleet.millicores" -}}
+{{- $text := toString . -}}
+{{- if hasSuffix "m" $text -}}
+{{- trimSuffix "m" $text | float64 | ceil | int64 -}}
+{{- else -}}
+{{- mulf (float64 $text) 1000.0 | ceil | int64 -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Whole CPUs of a quantity, rounded up: what the server sees as its cores. */}}
 {{- define "tokenfleet.cores" -}}
 {{- $text := toString . -}}
