@@ -1,7 +1,7 @@
 """Fixtures that several folders share."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,16 @@ VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_O
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--vllm-python", help="interpreter with vLLM: the tests of the real model are of the engine vllm")
+    parser.addoption("--forbid-skips", action="store_true", help="a skipped test fails, but for those of GPUs")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    is_skip = report.skipped and not hasattr(report, "wasxfail")
+    if is_skip and item.config.getoption("--forbid-skips") and "gpu" not in item.path.parts:
+        report.outcome = "failed"
+    return report
 
 
 @pytest.fixture(scope="session")
