@@ -26,11 +26,13 @@ class FrontEnd(Server):
         env: Mapping[str, str],
         step_ms: float,
         token_ids: Path,
+        engine_flags: Sequence[str] = (),
     ) -> None:
         super().__init__(name, command, port, log_path, {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **env})
         engine = [
             sys.executable, "-m", "loadtests.peers.vllm_mock_engine", "--handshake",
             f"tcp://127.0.0.1:{handshake_port}", "--step-ms", str(step_ms), "--token-ids", str(token_ids),
+            *engine_flags,
         ]  # fmt: skip
         with log_path.with_suffix(".engine.log").open("wb") as log:
             self._engine = subprocess.Popen(engine, stdout=log, stderr=subprocess.STDOUT)
@@ -54,7 +56,9 @@ class BridgedFleet(FrontEnd):
         return self.pids
 
 
-def start_bridged(log_path: Path, *, model: str, token_ids: Path, step_ms: float, workers: int) -> Server:
+def start_bridged(
+    log_path: Path, *, model: str, token_ids: Path, step_ms: float, workers: int, engine_flags: Sequence[str] = ()
+) -> Server:
     """tokenfleet with --engine vllm."""
     port, handshake_port = free_port(), free_port()
     command = [
@@ -64,11 +68,19 @@ def start_bridged(log_path: Path, *, model: str, token_ids: Path, step_ms: float
     ]  # fmt: skip
     return BridgedFleet(
         "tokenfleet, engine vllm", command, handshake_port=handshake_port, port=port, log_path=log_path, env={},
-        step_ms=step_ms, token_ids=token_ids,
+        step_ms=step_ms, token_ids=token_ids, engine_flags=engine_flags,
     )  # fmt: skip
 
 
-def start_rust(log_path: Path, *, model: str, token_ids: Path, step_ms: float, env: Mapping[str, str] = {}) -> Server:
+def start_rust(
+    log_path: Path,
+    *,
+    model: str,
+    token_ids: Path,
+    step_ms: float,
+    env: Mapping[str, str] = {},
+    engine_flags: Sequence[str] = (),
+) -> Server:
     """`vllm-rs serve` of vLLM 0.33.0."""
     port, handshake_port = free_port(), free_port()
     command = [
@@ -78,7 +90,7 @@ def start_rust(log_path: Path, *, model: str, token_ids: Path, step_ms: float, e
     ]  # fmt: skip
     return FrontEnd(
         "vllm-rs 0.33.0", command, handshake_port=handshake_port, port=port, log_path=log_path, env=env,
-        step_ms=step_ms, token_ids=token_ids,
+        step_ms=step_ms, token_ids=token_ids, engine_flags=engine_flags,
     )  # fmt: skip
 
 

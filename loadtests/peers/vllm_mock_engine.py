@@ -6,6 +6,8 @@ step, all running requests in one EngineCoreOutputs message per step and client.
 outputs out over PUSH.
 
     python -m loadtests.peers.vllm_mock_engine --handshake tcp://127.0.0.1:29550 --step-ms 20 --token-ids ids.json
+
+With `--echo` the ids are those of the request's own prompt, from its first on.
 """
 
 import argparse
@@ -71,6 +73,8 @@ class Running(Struct):
     num_prompt_tokens: int
     ends_at_step: int
     is_fresh: bool = True
+    echo: list[int] = []
+    """Ids still to be given, the next one last; then scripted ones."""
 
 
 _encode = msgspec.msgpack.encode
@@ -80,7 +84,8 @@ _add_decoder = msgspec.msgpack.Decoder(AddRequest)
 class MockEngine:
     """The engine's state and its two halves: `take_in` and `step`."""
 
-    def __init__(self, token_ids: Iterable[int], seed: int) -> None:
+    def __init__(self, token_ids: Iterable[int], seed: int, *, is_echo: bool = False) -> None:
+        self._is_echo = is_echo
         rng = random.Random(seed)
         ids = list(token_ids)
         self._scripted = [b"\x91" + _encode(rng.choice(ids)) for _ in range(NUM_SCRIPTED_TOKENS)]
@@ -139,6 +144,7 @@ class MockEngine:
             client=request.client_index,
             num_prompt_tokens=_array_length(request.prompt_token_ids),
             ends_at_step=self.step_number + max(1, max_tokens),
+            echo=msgspec.msgpack.decode(request.prompt_token_ids)[::-1] if self._is_echo else [],
         )
         self.counts["requests"] += 1
 
@@ -161,6 +167,11 @@ class MockEngine:
         for client, members in groups.items():
             tokens = self._scripted[self._position : self._position + len(members)]
             self._position += len(members)
+            if self._is_echo:
+                tokens = [
+                    b"\x91" + _encode(running.echo.pop()) if running.echo else token
+                    for (_, running), token in zip(members, tokens, strict=True)
+                ]
             self._send_step(client, members, tokens)
 
     def _send_step(self, client: int, members: list[tuple[str, Running]], tokens: list[bytes]) -> None:
@@ -257,10 +268,11 @@ def main() -> None:
     parser.add_argument("--token-ids", required=True, help="JSON list of ids to draw from")
     parser.add_argument("--timeout-s", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--echo", action="store_true", help="answer with the prompt's ids")
     parser.add_argument("--version", default=READY_RESPONSE["vllm_version"], help="what it says it is")
     arguments = parser.parse_args()
     with open(arguments.token_ids) as file:  # noqa: PTH123
-        engine = MockEngine(json.load(file), arguments.seed)
+        engine = MockEngine(json.load(file), arguments.seed, is_echo=arguments.echo)
 
     def report(_signal: int, _frame: FrameType | None) -> None:
         print(json.dumps(engine.counts), flush=True)
