@@ -49,11 +49,22 @@ def rendered_request(
         "return_token_ids": None,
         "output_mode": "tokens",
         "stream": bool(request.stream),
-        "stream_options": request.stream_options if request.stream else None,
+        "stream_options": _stream_options(request),
         "cache_salt": request.cache_salt,
         "priority": generation.priority,
         "kv_transfer_params": None,
         "ec_transfer_params": None,
+    }
+
+
+def _stream_options(request: SamplingFields) -> Json | None:
+    """vLLM's two; ours ask for what only this server's own answer has."""
+    options = request.stream_options
+    if not request.stream or options is None:
+        return None
+    return {
+        "include_usage": options.include_usage,
+        "continuous_usage_stats": options.continuous_usage_stats,
     }
 
 

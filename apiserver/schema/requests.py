@@ -1,6 +1,6 @@
 """Request bodies as clients send them. Decoding checks types and gives the path of a wrong field; bounds are `validate`'s.
 
-Fields of OpenAI's API (https://platform.openai.com/docs/api-reference, 2026-11) and vLLM 0.32's extensions. Unknown fields
+Fields of OpenAI's API (https://platform.openai.com/docs/api-reference, 2026-11) and vLLM 0.33's extensions. Unknown fields
 are accepted, as vLLM does. Fields that are known and not served stand here too, so that they are refused by name and
 never ignored: see apiserver.schema.unsupported.
 """
@@ -110,6 +110,7 @@ class SamplingFields(StructuredFields, kw_only=True):
     prompt_embeds: Unserved = None
     repetition_detection: Unserved = None
     watermarking: Unserved = None
+    return_weight_versions: Unserved = None
 
 
 class ChatRequest(SamplingFields, kw_only=True):

@@ -31,6 +31,7 @@ SHARED: Mapping[str, tuple[Any, ...]] = {
     "prompt_embeds": ANY_NULL,
     "repetition_detection": ANY_NULL,
     "watermarking": FALSE,
+    "return_weight_versions": FALSE,
 }
 CHAT: Mapping[str, tuple[Any, ...]] = {
     **SHARED,

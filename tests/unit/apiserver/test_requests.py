@@ -48,7 +48,7 @@ def validated(
     return generation_request(request, prompts, model, LIMITS, request_id="r", deadline_s=None)
 
 
-# The fields of vLLM 0.32's requests, and of OpenAI's API in 2026-11 (chat first, then completions).
+# The fields of vLLM 0.33's requests, and of OpenAI's API in 2026-11 (chat first, then completions).
 SHARED_BY_PEERS = {
     "model", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "n", "presence_penalty",
     "response_format", "seed", "stop", "stream", "stream_options", "temperature", "top_p", "user",
@@ -59,7 +59,7 @@ SHARED_BY_PEERS = {
     "priority", "request_id", "session_id", "return_tokens_as_token_ids", "return_token_ids",
     "routed_experts_prompt_start", "return_token_offsets", "mm_payload", "return_mm_kwargs", "cache_salt",
     "kv_transfer_params", "ec_transfer_params", "vllm_xargs", "repetition_detection", "stream_interval",
-    "thinking_token_budget",
+    "thinking_token_budget", "return_weight_versions",
 }  # fmt: skip
 CHAT_OF_PEERS = {
     "messages", "top_logprobs", "max_completion_tokens", "tools", "tool_choice", "reasoning_effort",
@@ -104,6 +104,7 @@ ASKING: dict[str, Any] = {
     "function_call": "auto", "modalities": ["audio"], "audio": {"voice": "x"},
     "prediction": {}, "web_search_options": {}, "verbosity": "high", "media_io_kwargs": {"a": 1},
     "mm_processor_kwargs": {"a": 1}, "return_prompt_text": True, "suffix": "end",
+    "return_weight_versions": True,
 }  # fmt: skip
 
 

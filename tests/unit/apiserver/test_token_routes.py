@@ -67,6 +67,16 @@ def test_a_rendered_chat_has_the_keys_of_vllms(rig: WorkerRig) -> None:
     assert rig.engine.requests == [], "nothing is generated"
 
 
+def test_rendered_stream_options_are_vllms_two(rig: WorkerRig) -> None:
+    options = {"include_usage": True, "include_stages": True, "include_obfuscation": False}
+
+    assert render_chat(rig, stream=True, stream_options=options)["stream_options"] == {
+        "include_usage": True,
+        "continuous_usage_stats": False,
+    }
+    assert render_chat(rig, stream=True)["stream_options"] is None
+
+
 def test_every_prompt_of_a_completion_is_rendered(rig: WorkerRig) -> None:
     first, second = rig.post("/v1/completions/render", {"prompt": ["one", "two"], "request_id": "r"}).json()
 
