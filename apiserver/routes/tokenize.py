@@ -1,6 +1,7 @@
 """POST /tokenize and /detokenize, in vLLM's shapes."""
 
 from array import array
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
@@ -8,6 +9,7 @@ from apiserver.asgi import read_body, send_json
 from apiserver.chat_messages import render_chat
 from apiserver.errors import InvalidRequest
 from apiserver.prompt_encoding import PromptEncoder
+from apiserver.request_template import RequestTemplates
 from apiserver.routes.generate import check_model
 from apiserver.schema.requests import TokenizeRequest, decode_detokenize, decode_tokenize
 from apiserver.schema.unsupported import refuse_unsupported
@@ -20,13 +22,16 @@ class Tokenize:
 
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
         self._services, self._prompts = services, prompts
+        self._request_templates = RequestTemplates(
+            services.model.special_tokens, is_trusted=services.settings.server.trust_request_chat_template
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
         request = decode_tokenize(await read_body(scope, receive, services.settings.server.max_body_bytes))
         check_model(request.model, services)
         refuse_unsupported(request)
-        text, add_special_tokens = self._text(request)
+        text, add_special_tokens = await self._text(request)
         encoded = await self._prompts.encode([text], add_special_tokens=add_special_tokens, bounded_field=None)
         ids = array("I", encoded[0]).tolist()
         token_of = services.preloaded.tokenizer.id_to_token
@@ -40,13 +45,19 @@ class Tokenize:
             },
         )
 
-    def _text(self, request: TokenizeRequest) -> tuple[str, bool]:
+    async def _text(self, request: TokenizeRequest) -> tuple[str, bool]:
         """The text, and whether special tokens are added: unless the request says, to a prompt only."""
         if (request.prompt is None) == (request.messages is None):
             raise InvalidRequest("give either prompt or messages", param="prompt")
         if request.prompt is not None:
+            if request.chat_template is not None:
+                raise InvalidRequest("chat_template goes with messages, not with a prompt", param="chat_template")
             return request.prompt, request.add_special_tokens is not False
-        return render_chat(request, self._services.preloaded.chat_template), bool(request.add_special_tokens)
+        if request.chat_template is None:
+            text = render_chat(request, self._services.preloaded.chat_template)
+        else:
+            text = await self._request_templates.run(request.chat_template, partial(render_chat, request))
+        return text, bool(request.add_special_tokens)
 
 
 class Detokenize:

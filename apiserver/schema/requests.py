@@ -164,9 +164,9 @@ class TokenizeRequest(Struct, kw_only=True):
     continue_final_message: bool | None = False
     chat_template_kwargs: dict[str, Any] | None = None  # Any: handed to the template
     tools: list[Tool] | None = None
+    chat_template: str | None = None
     return_token_strs: bool | None = None
 
-    chat_template: Unserved = None
     media_io_kwargs: Unserved = None
     mm_processor_kwargs: Unserved = None
 

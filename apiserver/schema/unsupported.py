@@ -54,7 +54,6 @@ COMPLETION: Mapping[str, tuple[Any, ...]] = {
     "thinking_token_budget": (None, -1),
 }
 TOKENIZE: Mapping[str, tuple[Any, ...]] = {
-    "chat_template": ANY_NULL,
     "media_io_kwargs": EMPTY,
     "mm_processor_kwargs": EMPTY,
 }

@@ -31,6 +31,16 @@ def test_a_trusted_request_brings_its_template(tmp_path: Path) -> None:
     assert rig.chat("hi").status_code == 400, "the model has none, and no request changes that"
 
 
+def test_what_is_tokenized_may_bring_its_template_under_the_same_flag(tmp_path: Path) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "chat_template": OWN}
+    trusting = WorkerRig(make_model_folder(tmp_path / "a"), server=ServerSettings(trust_request_chat_template=True))
+    wary = WorkerRig(make_model_folder(tmp_path / "b"))
+
+    assert trusting.post("/tokenize", body).json()["tokens"] == trusting.ids_of("[user|hi]<|im_end|>")
+    assert error_of(trusting.post("/tokenize", {"prompt": "hi", "chat_template": OWN}))["param"] == "chat_template"
+    assert "--trust-request-chat-template" in error_of(wary.post("/tokenize", body))["message"]
+
+
 def test_without_the_flag_it_is_a_400_that_names_the_flag(tmp_path: Path) -> None:
     rig = WorkerRig(make_model_folder(tmp_path))
 
