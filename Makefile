@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check kills ring-kills slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test page-test clients ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check conformance kills ring-kills slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test page-test clients ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test picker-test partition-test group-test image clean
 
 install: $(STAMP)
@@ -145,6 +145,15 @@ locust-test: $(VENV)/.locust
 $(VENV)/.locust: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[locust]'
 	touch $@
+
+# The JSON Schema Test Suite, which comes with the sources of jsonschema, and answers of random weights to its schemas.
+# Six minutes; `make test` has a short form.
+SUITE := .tools/jsonschema-4.26.0
+conformance: install
+	test -d $(SUITE) || { \
+		$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary jsonschema --dest .tools jsonschema==4.26.0 && \
+		tar xzf $(SUITE).tar.gz -C .tools; }
+	$(BIN)/python -m loadtests.conformance --suite $(SUITE)/json --out loadtests/results/conformance.md
 
 # A fleet in a network namespace of its own, cut off and back, behind HAProxy. As root.
 partition-test: install

@@ -1,0 +1,1 @@
+"""JSON Schema, as the grammar has it and as answers keep it."""
