@@ -351,10 +351,15 @@ def usage_of(request: GenerationRequest, choices: Sequence[Choice]) -> Usage:
 def stages_of(choices: Sequence[Choice]) -> Stages | None:
     """Those of the choice that took the engine longest; None: no choice came to its end."""
     finishes = [choice.engine_finish for choice in choices if choice.engine_finish is not None]
-    slowest = max(finishes, key=_engine_us, default=None)
-    if slowest is None:
+    if not finishes:
         return None
-    return Stages(*(round(us / 1e3, 1) for us in (slowest.queue_us, slowest.prefill_us, slowest.decode_us)))
+    slowest = finishes[0] if len(finishes) == 1 else max(finishes, key=_engine_us)
+    return Stages(tenths_of_ms(slowest.queue_us), tenths_of_ms(slowest.prefill_us), tenths_of_ms(slowest.decode_us))
+
+
+def tenths_of_ms(us: int) -> float:
+    """Milliseconds with one decimal: `round` goes through text and costs forty times as much."""
+    return (us + 50) // 100 / 10
 
 
 def _engine_us(finish: Finish) -> int:

@@ -191,10 +191,11 @@ class WorkerMetrics:
     def on_prompt(self, num_tokens: int, num_cached_tokens: int) -> None:
         """One prompt was computed, but for what the prefix cache had of it."""
         self.prompt_tokens.inc(num_tokens)
-        self.prompt_tokens_cached.inc(num_cached_tokens)
         self._by_source["local_compute"].inc(num_tokens - num_cached_tokens)
-        self._by_source["local_cache_hit"].inc(num_cached_tokens)
-        self._cached_by_source["device"].inc(num_cached_tokens)
+        if num_cached_tokens:
+            self.prompt_tokens_cached.inc(num_cached_tokens)
+            self._by_source["local_cache_hit"].inc(num_cached_tokens)
+            self._cached_by_source["device"].inc(num_cached_tokens)
 
     def on_beat(self, num_connections: int, num_streams: int, oldest_age_s: float, cache: CacheStats | None) -> None:
         """What need not be counted as it happens: looked at twice a second."""

@@ -151,8 +151,7 @@ def _log(
     usage: Usage,
     is_disconnected: bool,
 ) -> None:
-    """Counts and times only: never text. The stages are those of the choice that took the engine longest."""
-    ttfts_s = [choice.ttft_s for choice in choices if choice.ttft_s is not None]
+    """Counts and times only: never text."""
     log.update(
         is_stream=request.is_stream,
         num_choices=len(choices),
@@ -161,14 +160,20 @@ def _log(
         completion_tokens=usage.completion_tokens,
         finish=",".join(sorted({_ending(choice) for choice in choices})),
     )
-    log["preprocess_ms"] = round((choices[0].submitted_s - started_s) * 1e3, 1)
+    _log_stages(log, started_s, choices)
+    if is_disconnected:
+        log["is_disconnected"] = True
+
+
+def _log_stages(log: dict[str, Any], started_s: float, choices: Sequence[Choice]) -> None:
+    """Those of the choice that took the engine longest."""
+    log["preprocess_ms"] = generation.tenths_of_ms(int((choices[0].submitted_s - started_s) * 1e6))
     stages = generation.stages_of(choices)
     if stages is not None:
         log["queue_ms"], log["prefill_ms"], log["decode_ms"] = stages.queue, stages.prefill, stages.decode
+    ttfts_s = [choice.ttft_s for choice in choices if choice.ttft_s is not None]
     if ttfts_s:
-        log["ttft_ms"] = round(min(ttfts_s) * 1e3, 1)
-    if is_disconnected:
-        log["is_disconnected"] = True
+        log["ttft_ms"] = generation.tenths_of_ms(int(min(ttfts_s) * 1e6))
 
 
 def _ending(choice: Choice) -> str:

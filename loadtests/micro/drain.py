@@ -91,8 +91,15 @@ class Bench:
     """One worker with `num_streams` open chat streams, each on a connection of its own."""
 
     def __init__(
-        self, model: ModelFolder, token_table: TokenTable, num_streams: int, output_format: OutputFormat | None
+        self,
+        model: ModelFolder,
+        token_table: TokenTable,
+        num_streams: int,
+        output_format: OutputFormat | None,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
+        page = create_metrics_segment("bench").view
+        self.metrics = metrics or WorkerMetrics(page, model.name, model.max_model_len)
         view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
         format_ring(view, RING_BYTES)
         self._writer = RingWriter(view)
@@ -105,9 +112,9 @@ class Bench:
             connect=lambda _in_flight: SilentBroker(),
             block_size=16,
             enable_prefix_caching=True,
+            on_drained=self.metrics.on_drained,
             journal=Journal(timeout_s=300.0, max_log_bytes=16 << 20),
         )
-        self._metrics = WorkerMetrics(create_metrics_segment("bench").view, model.name, model.max_model_len)
         self._token_table = token_table
         self._model_name = model.name
         self._whole = [number for number, text in enumerate(token_table.escaped) if text is not None]
@@ -174,7 +181,7 @@ class Bench:
         choice_of: ChoiceOf = StreamedChoice
         if self._format is not None:
             text, choice_of = ParsedText(self._format, self._token_table, _NoDecoder()), parsed_choice_of(events)
-        response = StreamedResponse(request, events, [text], self._client, self._metrics, buffer_bytes, choice_of)
+        response = StreamedResponse(request, events, [text], self._client, self.metrics, buffer_bytes, choice_of)
         await response.run(scope, receive, send)
 
 

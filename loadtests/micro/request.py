@@ -100,12 +100,12 @@ class AnsweredTransport(CountingTransport):
             self.answered.set()
 
 
-def build_services(model: ModelFolder) -> Services:
+def build_services(model: ModelFolder, metrics: WorkerMetrics | None = None) -> Services:
     view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
     format_ring(view, RING_BYTES)
     bell = Doorbell.create()
     page = create_metrics_segment("bench").view
-    metrics = WorkerMetrics(page, model.name, model.max_model_len)
+    metrics = metrics or WorkerMetrics(page, model.name, model.max_model_len)
     writer = RingWriter(view)
     client = EngineClient(
         slot=0,
