@@ -25,8 +25,11 @@ def render_chat(request: ChatRequest | TokenizeRequest, template: ChatTemplate |
         raise InvalidRequest(
             "continue_final_message needs add_generation_prompt to be false", param="continue_final_message"
         )
+    messages = [_plain(number, message, template.takes_parts) for number, message in enumerate(request.messages)]
+    if not template.knows_developer and any(message.role == "developer" for message in request.messages):
+        messages = _with_one_system_message(messages)
     return template.render(
-        [_plain(number, message, template.takes_parts) for number, message in enumerate(request.messages)],
+        messages,
         add_generation_prompt=add_generation_prompt,
         continue_final_message=bool(request.continue_final_message),
         tools=None if request.tools is None else [tool.plain() for tool in request.tools],
@@ -48,6 +51,19 @@ def _plain(number: int, message: Message, takes_parts: bool) -> dict[str, Any]: 
             _tool_call(f"{path}.tool_calls[{place}]", call) for place, call in enumerate(message.tool_calls)
         ]
     return fields
+
+
+def _with_one_system_message(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For a template that knows no developers: what they and the system say stands first, as one message, as in vLLM."""
+    others = [message for message in messages if message["role"] not in ("system", "developer")]
+    texts = [_joined(message["content"]) for message in messages if message["role"] in ("system", "developer")]
+    if len(texts) == 1 and messages[0]["role"] == "developer":
+        return [{**messages[0], "role": "system"}, *others]
+    return [{"role": "system", "content": "\n\n".join(filter(None, texts))}, *others]
+
+
+def _joined(content: str | list[dict[str, Any]]) -> str:
+    return content if isinstance(content, str) else "\n".join([part["text"] for part in content])
 
 
 def _content(path: str, message: Message, takes_parts: bool) -> str | list[dict[str, Any]]:

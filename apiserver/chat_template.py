@@ -58,6 +58,7 @@ class ChatTemplate:
                 f"the chat template does not compile: line {error.lineno}: {error.message}"
             ) from None
         self.takes_parts = _iterates_over_content(tree)
+        self.knows_developer = "'developer'" in source or '"developer"' in source
 
     def render(
         self,

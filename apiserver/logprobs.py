@@ -58,7 +58,7 @@ def chat_logprobs(texts: TokenTexts, scores: Sequence[Scored]) -> dict[str, Any]
                 **_chat_entry(texts, scored.token, scored.logprob, texts.bytes_of(scored.token)),
                 "top_logprobs": [
                     _chat_entry(texts, token, logprob, texts.alternative_bytes_of(token))
-                    for token, logprob in zip(scored.ids, scored.logprobs, strict=True)
+                    for token, logprob in _own_first(scored)
                 ],
             }
             for scored in scores
@@ -111,6 +111,15 @@ def _prompt_entry(texts: TokenTexts, scored: Scored) -> dict[str, Any]:
 
 def _own_and_others(scored: Scored) -> list[tuple[int, float]]:
     return [(scored.token, scored.logprob), *zip(scored.ids, scored.logprobs, strict=True)]
+
+
+def _own_first(scored: Scored) -> list[tuple[int, float]]:
+    """As in vLLM the token itself is the first of as many as were asked for, also where it is not one of the likeliest."""
+    pairs = list(zip(scored.ids, scored.logprobs, strict=True))
+    if not pairs or pairs[0][0] == scored.token:
+        return pairs
+    others = [pair for pair in pairs if pair[0] != scored.token]
+    return [(scored.token, scored.logprob), *others][: len(pairs)]
 
 
 def _chat_entry(texts: TokenTexts, token: int, logprob: float, piece: bytes) -> dict[str, Any]:

@@ -256,6 +256,6 @@ def _base(response_id: str, kind: str, model: str, choices: list[dict[str, Any]]
         "created": int(time.time()),
         "model": model,
         "choices": choices,
-        "usage": usage_object(usage),
+        "usage": {"completion_tokens_details": None, **usage_object(usage)},
         **_BODY,
     }

@@ -22,6 +22,16 @@ def test_a_chat_lists_each_token_with_its_alternatives() -> None:
     assert (unlikely["token"], unlikely["logprob"]) == ("日本", -9999.0)
 
 
+def test_a_token_that_is_not_one_of_the_likeliest_stands_before_them_in_the_place_of_the_last() -> None:
+    drawn = Scored(1, 3, False, 9, -7.0, [0, 1], [-0.5, -1.5])
+    likeliest_but_one = Scored(1, 1, False, 2, -1.5, [0, 1], [-0.5, -1.5])
+
+    entries = chat_logprobs(TEXTS, [drawn, likeliest_but_one])["content"]
+
+    assert [top["token"] for top in entries[0]["top_logprobs"]] == ["日本", "Hello"]
+    assert [top["logprob"] for top in entries[1]["top_logprobs"]] == [-1.5, -0.5]
+
+
 def test_the_bytes_of_tokens_add_up_to_a_character_that_none_of_them_is() -> None:
     entries = chat_logprobs(TEXTS, [Scored(1, half, False, 1, -1.0, [], []) for half in SMILE])["content"]
 
