@@ -1,6 +1,6 @@
 """How much of JSON Schema answers can be held to, and whether they are.
 
-    python -m loadtests.conformance --suite FOLDER [--requests 3600] [--out FILE.md]
+    python -m loadtests.conformance --suite FOLDER [--requests 4000] [--out FILE.md]
 
 Every schema of the suite (draft 2020-12, optional cases too) is compiled as the server and the engine do, the suite's
 instances are walked through the masks that the sampler gets, and a fleet with random weights answers requests for every
@@ -23,7 +23,16 @@ from loadtests.peers import tokenfleet
 from loadtests.report import machine, table
 
 MIN_ENDED = 1000
-FLAGS = ("--load-format", "dummy", "--max-model-len", "1024", "--max-num-seqs", str(CONCURRENCY))
+FLAGS = (
+    "--load-format",
+    "dummy",
+    "--max-model-len",
+    "1024",
+    "--max-num-seqs",
+    str(CONCURRENCY),
+    "--engine-threads",
+    "1",
+)
 
 
 def report(command: str, walked: Walked, generated: Generated) -> str:
@@ -87,7 +96,7 @@ def _by_keyword(walked: Walked, generated: Generated) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", type=Path, required=True, help="folder with tests/draft2020-12")
-    parser.add_argument("--requests", type=int, default=3600)
+    parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--out", type=Path, help="write the report there, too")
     arguments = parser.parse_args()
     cases, model = read_suite(arguments.suite), find_model(ModelSettings()).path

@@ -1,0 +1,1 @@
+"""The peers' features, and a probe for each: which of them a running fleet has."""
