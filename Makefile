@@ -108,7 +108,8 @@ vllm-test: install
 	test -x $(VLLM_PYTHON) || loadtests/peers/install.sh
 	$(BIN)/python -m pytest -m vllm tests/vllm --vllm-python $(VLLM_PYTHON)
 	$(BIN)/python -m pytest tests/integration/test_openai_client.py tests/integration/test_anthropic_client.py \
-		tests/integration/test_structured_output.py tests/integration/test_responses.py --vllm-python $(VLLM_PYTHON) --timeout 400
+		tests/integration/test_structured_output.py tests/integration/test_responses.py \
+		tests/integration/test_prompt_logprobs.py --vllm-python $(VLLM_PYTHON) --timeout 400
 
 # The page at / and README's pictures, in Chromium.
 page-test: install

@@ -13,7 +13,7 @@ import numpy as np
 import zmq
 
 from engine_core.metrics import EngineMetrics
-from engine_core.outbox import Outbox
+from engine_core.outbox import MAX_OVERFLOW_BYTES, Outbox
 from engine_core.step_output import NO_TOKENS, Ending, SampledTokens
 from engine_core.vllm.link import EngineGone, EngineLink
 from engine_core.vllm.stream import Stream
@@ -32,7 +32,6 @@ from ipc.block_hash import HASH_BYTES
 from ipc.fleet_page import Cell
 from ipc.messages import (
     NO_LIMIT,
-    NO_LOGPROBS,
     Abort,
     AbortWorker,
     Action,
@@ -44,7 +43,7 @@ from ipc.messages import (
     generation_of,
     slot_of,
 )
-from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, FinishCode, Scored
+from ipc.record import NO_STOP_TOKEN, SCORED_WORDS, Failure, FailureCode, FinishCode, Scored
 from ipc.sockets import EngineSocket, Inbound
 
 logger = logging.getLogger(__name__)
@@ -53,6 +52,7 @@ IDLE_MS = 200  # longest wait: heartbeat and stop flag are looked at this often
 OVERFLOW_RETRY_MS = 3
 LOOK_S = 0.15  # between two looks at what changes rarely
 GREEDY_BELOW = 1e-5
+MAX_SCORED_PROMPT_BYTES = MAX_OVERFLOW_BYTES // 4  # vLLM gives them all at once; a worker has to hold them
 
 
 class Bridge:
@@ -182,7 +182,7 @@ class Bridge:
             return
         num_prompt_tokens = len(ids) // 4 - num_delivered
         stream = Stream(request_id, stream_id, request, num_prompt_tokens, num_delivered, time.monotonic())
-        fault = fault_or_none(request, num_delivered)
+        fault = fault_or_none(request, num_delivered) or _size_fault_or_none(stream, request, num_prompt_tokens)
         if fault is not None:
             code = FailureCode.INTERNAL if num_delivered else FailureCode.GRAMMAR
             self._endings.append(Ending(stream.slot, Failure(stream.number, code, fault)))
@@ -254,6 +254,8 @@ class Bridge:
                     self._note(stream, output, outputs)
                 ids = output.new_token_ids
                 num_tokens += len(ids)
+                if stream.has_prompt_logprobs:
+                    scored += self._scored_prompt(stream, output, frames)
                 stream.num_output += len(ids)
                 stop_token_id = NO_STOP_TOKEN
                 if output.finish_reason == FinishReason.STOP and ids:
@@ -306,6 +308,21 @@ class Bridge:
             for at in range(len(found.ranks))
         ]
 
+    def _scored_prompt(self, stream: Stream, output: Output, frames: Sequence[bytes]) -> list[tuple[int, Scored]]:
+        """Of every prompt token but the first: vLLM keeps them until the prompt is computed."""
+        found = step_logprobs(output.new_prompt_logprobs_tensors, frames)
+        if found is None:
+            return []
+        stream.has_prompt_logprobs = False
+        rows = zip(found.ids.tolist(), found.logprobs.tolist(), found.ranks.tolist(), strict=True)
+        return [
+            (
+                stream.slot,
+                Scored(stream.number, ids[0], False, rank, logprobs[0], ids[1:], logprobs[1:], prompt_place=place),
+            )
+            for place, (ids, logprobs, rank) in enumerate(rows, 1)
+        ]
+
     def _end(self, stream: Stream, reason: int, stop_token_id: int, ended_s: float) -> None:
         del self._streams[stream.request_id]
         self._ended.append(stream.stream_id)
@@ -347,8 +364,6 @@ def fault_or_none(request: Generate, num_delivered: int) -> str | None:
         return "embeddings are not served by the engine vllm: it runs vLLM's generation"
     if sampling.logprob_token_ids:
         return "logprob_token_ids are not served by the engine vllm"
-    if sampling.num_prompt_logprobs != NO_LOGPROBS:
-        return "logprobs of the prompt are not served by the engine vllm"
     if sampling.thinking is not None:
         if sampling.thinking.max_tokens != NO_LIMIT:
             return "thinking_token_budget is not served by the engine vllm"
@@ -357,6 +372,18 @@ def fault_or_none(request: Generate, num_delivered: int) -> str | None:
     if num_delivered and not _goes_on_exactly(request):
         return "the engine was lost; vLLM cannot go on with a request that is sampled, penalized or held to a form"
     return None
+
+
+def _size_fault_or_none(stream: Stream, request: Generate, num_prompt_tokens: int) -> str | None:
+    if not stream.has_prompt_logprobs:
+        return None
+    num_bytes = 4 * num_prompt_tokens * (SCORED_WORDS + 2 * request.sampling.num_prompt_logprobs)
+    if num_bytes <= MAX_SCORED_PROMPT_BYTES:
+        return None
+    return (
+        f"the logprobs of this prompt take {num_bytes} bytes, the engine vllm gives at most {MAX_SCORED_PROMPT_BYTES}: "
+        "ask for fewer alternatives or a shorter prompt"
+    )
 
 
 def _goes_on_exactly(request: Generate) -> bool:

@@ -19,6 +19,7 @@ class Stream:
         "client_request_id",
         "deadline_s",
         "has_logprobs",
+        "has_prompt_logprobs",
         "is_streaming",
         "num_output",
         "number",
@@ -42,6 +43,7 @@ class Stream:
         self.slot, self.number = slot_of(stream_id), number_of(stream_id)
         self.is_streaming = request.is_streaming
         self.has_logprobs = request.sampling.num_logprobs != NO_LOGPROBS
+        self.has_prompt_logprobs = request.sampling.num_prompt_logprobs != NO_LOGPROBS and not num_delivered
         self.deadline_s = request.deadline_s if num_delivered == 0 else None  # CLOCK_MONOTONIC, until the first token
         self.num_output = num_delivered
         self.output_ids = array("i")  # of one that does not stream

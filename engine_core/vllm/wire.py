@@ -76,6 +76,7 @@ class Output(Protocol):
     request_id: str
     new_token_ids: list[int]
     new_logprobs: Raw
+    new_prompt_logprobs_tensors: Raw  # of the whole prompt, with its first output
     finish_reason: int | None
     events: list[Event] | None
     prefill_stats: PrefillStats | None
@@ -195,7 +196,12 @@ def sampling_fields(
         fields["_eos_token_id"] = first_eos
     if sampling.temperature < 1e-5:
         fields |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}  # as vLLM's own front end
-    if not is_cached:
+    asks_prompt = (
+        sampling.num_prompt_logprobs != NO_LOGPROBS and not num_delivered
+    )  # else delivered with the first token
+    if asks_prompt:
+        fields["prompt_logprobs"] = sampling.num_prompt_logprobs
+    if asks_prompt or not is_cached:
         fields["skip_reading_prefix_cache"] = True
     if sampling.logit_bias:
         fields["logit_bias"] = dict(sampling.logit_bias)
@@ -227,7 +233,8 @@ def _structured_outputs(grammar: Grammar) -> dict[str, Any]:  # Any: parameters 
 
 
 def step_logprobs(raw: Raw, frames: Sequence[bytes]) -> StepLogprobs | None:
-    """`new_logprobs` of an output; larger arrays stand in the message's frames behind the first one."""
+    """`new_logprobs` or `new_prompt_logprobs_tensors` of an output; larger arrays stand in the message's frames
+    behind the first one."""
     decoded = msgspec.msgpack.decode(raw, ext_hook=_ext)
     if decoded is None:
         return None

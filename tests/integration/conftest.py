@@ -14,6 +14,13 @@ def client(core_fleet: Fleet) -> Any:  # Any: overloads of literals do not fit r
         yield client
 
 
+@pytest.fixture
+def own_engine(request: pytest.FixtureRequest) -> None:
+    """For what vLLM does otherwise, or not."""
+    if request.config.getoption("--vllm-python"):
+        pytest.skip("of the engine core alone")
+
+
 @pytest.fixture(scope="session")
 def model(core_fleet: Fleet) -> str:
     name: str = OpenAI(base_url=core_fleet.base_url + "/v1", api_key="unused").models.list().data[0].id

@@ -211,6 +211,33 @@ def test_scores_are_of_every_token_the_stop_included(rig: Rig) -> None:
     assert record.tokens == [] and record.finishes[0].stop_token_id == EOS
 
 
+def test_scores_of_a_prompt_stand_at_their_places_before_those_of_its_output(rig: Rig) -> None:
+    name = rig.ask(sampling={"num_prompt_logprobs": 1, "num_logprobs": 0})
+    ids, logprobs = np.array([[6, 8], [7, 7]], np.int64), np.array([[-3.0, -1.0], [-0.5, -0.5]], np.float32)
+    encoded = [["int64", [2, 2], 1], ["float32", [2, 2], 2], ["int64", [2], 3], None, None]
+    written = [["<i4", [1, 1], 4], ["<f4", [1, 1], 5], ["<i4", [1], 6], None]
+    frames = (
+        ids.tobytes(), logprobs.tobytes(), np.array([9, 1], np.int64).tobytes(),
+        np.array([11], np.int32).tobytes(), np.array([-2.0], np.float32).tobytes(), np.array([3], np.int32).tobytes(),
+    )  # fmt: skip
+    rig.core.gives([name, [11], written, encoded], frames=frames)
+
+    found = rig.records().scored
+
+    assert [(s.prompt_place, s.token, s.rank, s.ids, s.logprobs) for s in found] == [
+        (1, 6, 9, [8], [-1.0]), (2, 7, 1, [7], [-0.5]), (0, 11, 3, [], []),
+    ]  # fmt: skip
+
+
+def test_a_prompt_whose_scores_no_worker_could_hold_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_core.vllm.bridge.MAX_SCORED_PROMPT_BYTES", 3 * 4 * 8 - 1)
+
+    rig.ask(sampling={"num_prompt_logprobs": 1})
+
+    [failure] = rig.records().failures
+    assert (failure.code, "fewer alternatives" in failure.message) == (FailureCode.GRAMMAR, True)
+
+
 def test_an_error_of_vllms_fails_its_request_alone(rig: Rig) -> None:
     failing, other = rig.ask(1), rig.ask(2)
     rig.core.gives([failing, [], None, None, None, FinishReason.ERROR], [other, [11]])

@@ -109,6 +109,15 @@ def test_a_request_without_block_hashes_reads_nothing_from_the_prefix_cache() ->
     assert sampling_fields(sampling, EOS, is_cached=False)["skip_reading_prefix_cache"] is True
 
 
+def test_logprobs_of_a_prompt_are_asked_for_once_and_never_of_the_prefix_cache() -> None:
+    sampling = SamplingParams(max_tokens=9, num_prompt_logprobs=2)
+
+    first, resumed = sampling_fields(sampling, EOS), sampling_fields(sampling, EOS, num_delivered=1)
+
+    assert (first["prompt_logprobs"], first["skip_reading_prefix_cache"]) == (2, True)
+    assert "prompt_logprobs" not in resumed
+
+
 def test_a_greedy_request_has_vllms_form_of_greedy() -> None:
     fields = sampling_fields(SamplingParams(max_tokens=9, temperature=0.0, top_p=0.5, top_k=3, min_p=0.1), EOS)
 
