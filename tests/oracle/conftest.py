@@ -12,7 +12,7 @@ from tests.integration.fleet import Fleet
 from tests.oracle.answers import Answer, ask
 from tests.oracle.cases.all_cases import CASES
 
-NUM_AT_ONCE = 8
+NUM_AT_ONCE = 8  # of ours
 FLAGS = (
     "--dtype", "float32", "--max-model-len", "2048", "--no-enable-prefix-caching", "--trust-request-chat-template",
     "--enable-tokenizer-info-endpoint", "--tool-call-parser", "hermes",
@@ -38,8 +38,8 @@ def our_url(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="session")
 def answers(our_url: str, vllm_url: str) -> dict[str, tuple[Answer, Answer]]:
-    """By case, ours and vLLM's."""
+    """By case, ours and vLLM's, which is asked one by one: in a batch its alternatives may be padded with the token 0."""
     with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
         ours = list(pool.map(lambda case: ask(our_url, case), CASES))
-        theirs = list(pool.map(lambda case: ask(vllm_url, case), CASES))
+    theirs = [ask(vllm_url, case) for case in CASES]
     return {case.name: pair for case, pair in zip(CASES, zip(ours, theirs, strict=True), strict=True)}
