@@ -9,6 +9,7 @@ every request how it ended, and for one that finished whether its text is the on
 
 import argparse
 import asyncio
+import math
 import os
 import random
 import signal
@@ -143,7 +144,7 @@ class Chaos:
             await asyncio.sleep(0.1)
 
     async def _num_running(self) -> int:
-        """Sequences the engine runs or has waiting, by its metrics; -1 while nobody answers."""
+        """Sequences the engine runs or has waiting and, as one more, any K/V block in use; -1 while nobody answers."""
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._fleet.ops_port)
         except OSError:
@@ -153,7 +154,7 @@ class Chaos:
         writer.close()
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{")
         values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(names)]
-        return round(sum(values)) if values else -1
+        return math.ceil(sum(values)) if values else -1  # the usage of K/V is a fraction: one lost block counts too
 
 
 def measure(seed: int, seconds: float, concurrency: int, log_path: Path) -> Ledger:
