@@ -48,6 +48,7 @@ def core_fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     vllm_python = request.config.getoption("--vllm-python")
     if vllm_python:
         os.environ.update(VLLM_ENV)
-        flags += ["--engine", "vllm", "--vllm-python", vllm_python, "--max-model-len", "4096", "--", "--enforce-eager"]
+        flags += ["--engine", "vllm", "--vllm-python", vllm_python, "--max-model-len", "8192"]
+        flags += ["--", "--enforce-eager", "--block-size", "32"]  # its own 128 would share nothing of short prompts
     with Fleet(log_path, *flags) as fleet:
         yield fleet

@@ -172,9 +172,10 @@ def sampling_fields(
 ) -> dict[str, Any]:  # Any: parameters by name
     """vLLM's SamplingParams for what is left of a request once so many tokens are delivered. Not `is_cached`: nothing of it
     may come from the prefix cache."""
+    ignores_eos = sampling.ignore_eos and sampling.grammar is None  # a form that is complete ends, whatever is asked
     first_eos, *more_eos = eos_token_ids or (None,)
-    stop_ids = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else set(more_eos))
-    all_stop_ids = stop_ids | ({first_eos} if first_eos is not None and not sampling.ignore_eos else set())
+    stop_ids = set(sampling.stop_token_ids) | (set() if ignores_eos else set(more_eos))
+    all_stop_ids = stop_ids | ({first_eos} if first_eos is not None and not ignores_eos else set())
     fields: dict[str, Any] = {
         "max_tokens": sampling.max_tokens - num_delivered,
         "min_tokens": max(0, sampling.min_tokens - num_delivered),
@@ -187,12 +188,12 @@ def sampling_fields(
         "repetition_penalty": sampling.repetition_penalty,
         "seed": sampling.seed,
         "stop_token_ids": sorted(stop_ids),
-        "ignore_eos": sampling.ignore_eos,
+        "ignore_eos": ignores_eos,
         "detokenize": False,
         "output_kind": DELTA,
         "_all_stop_token_ids": sorted(all_stop_ids),
     }
-    if not sampling.ignore_eos:
+    if not ignores_eos:
         fields["_eos_token_id"] = first_eos
     if sampling.temperature < 1e-5:
         fields |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}  # as vLLM's own front end

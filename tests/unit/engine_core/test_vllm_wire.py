@@ -102,6 +102,12 @@ def test_ignored_ends_are_told_nothing_of() -> None:
     assert "_eos_token_id" not in fields and fields["stop_token_ids"] == fields["_all_stop_token_ids"] == [9]
 
 
+def test_a_form_ends_its_answer_though_ends_are_ignored() -> None:
+    fields = sampling_fields(SamplingParams(max_tokens=9, ignore_eos=True, grammar=Grammar("json_object")), EOS)
+
+    assert (fields["ignore_eos"], fields["_eos_token_id"]) == (False, EOS[0])
+
+
 def test_a_request_without_block_hashes_reads_nothing_from_the_prefix_cache() -> None:
     sampling = SamplingParams(max_tokens=9)
 
