@@ -4,8 +4,8 @@
 
 Two servers, both up, one of them with `--speculative-config`, answer the same greedy requests in turns: it is their ratio
 that a busy machine does not spoil. `list` goes on with a list that goes round; `quote` is asked to repeat a passage of its
-prompt, `prose` to write freely. Acceptance is of `vllm:spec_decode_*`, per round. Texts differ where a pass of several
-tokens rounds otherwise than one of a single token, which float32 (`-- --dtype float32`) does not show.
+prompt, `prose` to write freely. Acceptance is of `vllm:spec_decode_*`, per round. Exactness
+is promised in float32 (`-- --dtype float32`); in bf16 the last column says how often the text was the same.
 """
 
 import argparse
