@@ -16,6 +16,7 @@ from apiserver.middleware import RequestMiddleware
 from apiserver.openapi.document import document
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat import ChatCompletions
+from apiserver.routes.chat_intake import ChatIntake
 from apiserver.routes.completions import Completions
 from apiserver.routes.embeddings import Embeddings
 from apiserver.routes.facts import ServerInfo, TokenizerInfo
@@ -65,26 +66,27 @@ def build_app(services: Services) -> ASGIApp:
 def routes_of(services: Services) -> list[Route]:
     """Each is described in apiserver.openapi.operations."""
     prompts = PromptEncoder(services.preloaded.tokenizer, services.model.max_model_len)
+    intake = ChatIntake(services, prompts)
     models = Models(services)
     ready = ProbeRoute(services, is_ready)
     routes: list[Route] = []
     has_keys = bool(services.keyring)
     describe = partial(document, routes, title="tokenfleet", version=installed_version(), has_keys=has_keys)
     routes += [
-        Route("/v1/chat/completions", ChatCompletions(services, prompts), methods=["POST"]),
-        Route("/v1/chat/completions/render", RenderChat(services, prompts), methods=["POST"]),
+        Route("/v1/chat/completions", ChatCompletions(services, intake), methods=["POST"]),
+        Route("/v1/chat/completions/render", RenderChat(services, intake), methods=["POST"]),
         Route("/v1/completions", Completions(services, prompts), methods=["POST"]),
         Route("/v1/completions/render", RenderCompletion(services, prompts), methods=["POST"]),
-        Route("/v1/messages", Messages(services, prompts), methods=["POST"]),
-        Route("/v1/messages/count_tokens", CountTokens(services, prompts), methods=["POST"]),
-        Route("/v1/responses", Responses(services, prompts), methods=["POST"]),
+        Route("/v1/messages", Messages(services, intake), methods=["POST"]),
+        Route("/v1/messages/count_tokens", CountTokens(services, intake), methods=["POST"]),
+        Route("/v1/responses", Responses(services, intake), methods=["POST"]),
         Route("/v1/responses/{response_id}", StoredResponses(services), methods=["GET", "DELETE"]),
         Route("/v1/responses/{response_id}/cancel", CancelResponse(services), methods=["POST"]),
         Route("/v1/embeddings", Embeddings(services, prompts), methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", models, methods=["GET"]),
         Route("/inference/v1/generate", Generate(services), methods=["POST"]),
-        Route("/tokenize", Tokenize(services, prompts), methods=["POST"]),
+        Route("/tokenize", Tokenize(services, prompts, intake), methods=["POST"]),
         Route("/detokenize", Detokenize(services, prompts), methods=["POST"]),
         Route("/health", ready, methods=["GET"]),
         Route("/ping", ready, methods=["GET", "POST"]),

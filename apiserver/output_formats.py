@@ -22,7 +22,7 @@ MAX_THINKING_TOKENS = 2**31 - 1
 
 
 class OutputFormats:
-    """Built once per route. A request whose whole answer is content gets none, and takes the fast path."""
+    """Built once. A request whose whole answer is content gets none, and takes the fast path."""
 
     def __init__(self, services: Services) -> None:
         settings, template = services.settings.server, services.model.chat_template

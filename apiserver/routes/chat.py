@@ -6,7 +6,6 @@ from starlette.types import Receive, Scope, Send
 
 from apiserver.asgi import read_body
 from apiserver.logprobs import TokenIds, TokenTexts
-from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat_intake import ChatIntake
 from apiserver.routes.generate import answer, check_model, kinds_or_none, request_id_of
 from apiserver.schema.requests import decode_chat
@@ -17,12 +16,11 @@ from apiserver.services import Services
 
 
 class ChatCompletions:
-    def __init__(self, services: Services, prompts: PromptEncoder) -> None:
-        self._services = services
+    def __init__(self, services: Services, intake: ChatIntake) -> None:
+        self._services, self._intake = services, intake
         preloaded = services.preloaded
         self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer)
         self._token_ids = TokenIds(preloaded.token_table, preloaded.tokenizer)
-        self._intake = ChatIntake(services, prompts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services

@@ -13,7 +13,7 @@ from apiserver.output_formats import OutputFormats
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.request_template import RequestTemplates
 from apiserver.routes.generate import deadline_of
-from apiserver.schema.requests import ChatRequest
+from apiserver.schema.requests import ChatRequest, TokenizeRequest
 from apiserver.schema.structured import asks_for_grammar
 from apiserver.schema.validate import generation_request
 from apiserver.services import Services
@@ -26,6 +26,8 @@ class RenderedChat(Struct, frozen=True):
 
 
 class ChatIntake:
+    """One for all routes of a worker."""
+
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
         self._services, self._prompts = services, prompts
         self.formats = OutputFormats(services)
@@ -35,14 +37,17 @@ class ChatIntake:
 
     async def rendered(self, chat: ChatRequest, *, bounded_field: str | None) -> RenderedChat:
         """`bounded_field` as of PromptEncoder. Raises InvalidRequest, ContextTooLong."""
-        if chat.chat_template is None:
-            text = render_chat(chat, self._services.preloaded.chat_template)
-        else:
-            text = await self._request_templates.run(chat.chat_template, partial(render_chat, chat))
+        text = await self.text_of(chat)
         ids = await self._prompts.encode(
             [text], add_special_tokens=bool(chat.add_special_tokens), bounded_field=bounded_field
         )
         return RenderedChat(text, Prompt(ids[0]))
+
+    async def text_of(self, chat: ChatRequest | TokenizeRequest) -> str:
+        """By the model's template, or the request's own. Raises InvalidRequest."""
+        if chat.chat_template is None:
+            return render_chat(chat, self._services.preloaded.chat_template)
+        return await self._request_templates.run(chat.chat_template, partial(render_chat, chat))
 
     async def request(
         self, chat: ChatRequest, rendered: RenderedChat, scope: Scope, request_id: str

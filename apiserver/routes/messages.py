@@ -10,7 +10,6 @@ from apiserver.anthropic.events import MessageEvents, message_body
 from apiserver.asgi import read_body, send_json
 from apiserver.every_part import every_part
 from apiserver.field_names import told_as
-from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat_intake import ChatIntake
 from apiserver.routes.generate import answer, check_model
 from apiserver.schema.messages import decode_count_tokens, decode_messages
@@ -20,8 +19,8 @@ from apiserver.services import Services
 
 
 class Messages:
-    def __init__(self, services: Services, prompts: PromptEncoder) -> None:
-        self._services, self._intake = services, ChatIntake(services, prompts)
+    def __init__(self, services: Services, intake: ChatIntake) -> None:
+        self._services, self._intake = services, intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
@@ -49,8 +48,8 @@ class Messages:
 class CountTokens:
     """The conversation may be longer than the context: clients ask in order to cut it."""
 
-    def __init__(self, services: Services, prompts: PromptEncoder) -> None:
-        self._services, self._intake = services, ChatIntake(services, prompts)
+    def __init__(self, services: Services, intake: ChatIntake) -> None:
+        self._services, self._intake = services, intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services

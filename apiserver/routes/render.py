@@ -26,8 +26,8 @@ from apiserver.services import Services
 
 
 class RenderChat:
-    def __init__(self, services: Services, prompts: PromptEncoder) -> None:
-        self._services, self._intake = services, ChatIntake(services, prompts)
+    def __init__(self, services: Services, intake: ChatIntake) -> None:
+        self._services, self._intake = services, intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services, intake = self._services, self._intake

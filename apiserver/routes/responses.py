@@ -15,7 +15,6 @@ from apiserver.every_part import every_part
 from apiserver.field_names import told_as
 from apiserver.generation import CollectedChoice, Usage
 from apiserver.logprobs import TokenTexts
-from apiserver.prompt_encoding import PromptEncoder
 from apiserver.responses.conversation import FIELDS, Item, chat_request, items_of
 from apiserver.responses.events import ResponseEvents, response_body
 from apiserver.responses.response_object import ResponseObject
@@ -32,8 +31,8 @@ from apiserver.services import Services
 class Responses:
     """POST: creates one."""
 
-    def __init__(self, services: Services, prompts: PromptEncoder) -> None:
-        self._services, self._intake = services, ChatIntake(services, prompts)
+    def __init__(self, services: Services, intake: ChatIntake) -> None:
+        self._services, self._intake = services, intake
         preloaded = services.preloaded
         self._texts = TokenTexts(preloaded.token_table, preloaded.tokenizer)
 

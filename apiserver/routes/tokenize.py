@@ -1,15 +1,13 @@
 """POST /tokenize and /detokenize, in vLLM's shapes."""
 
 from array import array
-from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
 from apiserver.asgi import read_body, send_json
-from apiserver.chat_messages import render_chat
 from apiserver.errors import InvalidRequest
 from apiserver.prompt_encoding import PromptEncoder
-from apiserver.request_template import RequestTemplates
+from apiserver.routes.chat_intake import ChatIntake
 from apiserver.routes.generate import check_model
 from apiserver.schema.requests import TokenizeRequest, decode_detokenize, decode_tokenize
 from apiserver.schema.unsupported import refuse_unsupported
@@ -20,11 +18,8 @@ from apiserver.services import Services
 class Tokenize:
     """The text may be longer than the context: clients ask in order to cut it."""
 
-    def __init__(self, services: Services, prompts: PromptEncoder) -> None:
-        self._services, self._prompts = services, prompts
-        self._request_templates = RequestTemplates(
-            services.model.special_tokens, is_trusted=services.settings.server.trust_request_chat_template
-        )
+    def __init__(self, services: Services, prompts: PromptEncoder, intake: ChatIntake) -> None:
+        self._services, self._prompts, self._intake = services, prompts, intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self._services
@@ -53,11 +48,7 @@ class Tokenize:
             if request.chat_template is not None:
                 raise InvalidRequest("chat_template goes with messages, not with a prompt", param="chat_template")
             return request.prompt, request.add_special_tokens is not False
-        if request.chat_template is None:
-            text = render_chat(request, self._services.preloaded.chat_template)
-        else:
-            text = await self._request_templates.run(request.chat_template, partial(render_chat, request))
-        return text, bool(request.add_special_tokens)
+        return await self._intake.text_of(request), bool(request.add_special_tokens)
 
 
 class Detokenize:
