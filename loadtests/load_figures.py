@@ -1,10 +1,9 @@
 """What all simulated users saw, as one report; or the refusal of one: a client that was itself busy measured itself."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from loadtests.report import machine, table
+from loadtests.report import machine, quantile_of, table
 from loadtests.sse_meter import StreamMeter
 
 MAX_CPU_SHARE = 0.7
@@ -74,15 +73,8 @@ def render(title: str, figures: LoadFigures, cpu_share: float, wall_s: float) ->
     return f"{title}\n\n{machine()}\n\n{table(['', f'{wall_s:.0f} s'], rows)}"
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Nearest rank: a value that was seen. Raises ValueError without values."""
-    if not values:
-        raise ValueError("no values")
-    return sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)]
-
-
 def _p50_p99(values_s: Sequence[float]) -> str:
-    return f"{_ms(percentile(values_s, 50))} / {_ms(percentile(values_s, 99))}" if values_s else "–"
+    return f"{_ms(quantile_of(values_s, 0.5))} / {_ms(quantile_of(values_s, 0.99))}" if values_s else "–"
 
 
 def _ms(seconds: float) -> str:

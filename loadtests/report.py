@@ -1,5 +1,6 @@
 """Runs become one Markdown table: medians with their range, and the machine they were taken on."""
 
+import math
 import platform
 import statistics
 from collections.abc import Sequence
@@ -13,6 +14,13 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     if len(values) == 1:
         return median
     return f"{median} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def quantile_of(values: Sequence[float], quantile: float) -> float:
+    """Nearest rank: a value that was seen. `quantile` from 0 to 1. Raises ValueError without values."""
+    if not values:
+        raise ValueError("no values")
+    return sorted(values)[max(0, math.ceil(quantile * len(values)) - 1)]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

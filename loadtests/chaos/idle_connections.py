@@ -17,9 +17,8 @@ from pathlib import Path
 
 from loadtests.chaos.client import Seen, complete
 from loadtests.chaos.fleet import SimFleet
-from loadtests.chaos.overload import quantile_of
 from loadtests.processes import memory
-from loadtests.report import machine, table
+from loadtests.report import machine, quantile_of, table
 
 FLAGS = ("--sim-step-ms", "5", "--log-level", "warning")
 AT_ONCE = 100  # connections that are opened together

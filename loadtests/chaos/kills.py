@@ -19,8 +19,7 @@ from typing import Any
 
 from loadtests.chaos.client import Seen, complete
 from loadtests.chaos.fleet import SimFleet
-from loadtests.chaos.overload import quantile_of
-from loadtests.report import machine, table
+from loadtests.report import machine, quantile_of, table
 
 STEP_MS = 20
 WORKER_STEP_MS = 80  # of 1000 streams: this client reads 20 000 events a second, not more

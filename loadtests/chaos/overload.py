@@ -21,7 +21,7 @@ from typing import Any
 
 from loadtests.chaos.client import Seen, complete
 from loadtests.chaos.fleet import SimFleet
-from loadtests.report import machine, table
+from loadtests.report import machine, quantile_of, table
 
 MAX_NUM_SEQS = 16
 NUM_TOKENS = 50
@@ -62,11 +62,6 @@ class Result:
 
 def ramp_of(seconds: float) -> float:
     return min(RAMP_S, seconds / 2)
-
-
-def quantile_of(values: list[float], quantile: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ from pathlib import Path
 
 from loadtests.chaos.client import Seen, complete
 from loadtests.chaos.fleet import SimFleet
-from loadtests.chaos.overload import quantile_of
 from loadtests.processes import memory, tcp_memory_mb
-from loadtests.report import machine, spread, table
+from loadtests.report import machine, quantile_of, spread, table
 
 STEP_MS = 20
 STREAM_BUFFER_BYTES = 4096

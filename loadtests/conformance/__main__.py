@@ -14,25 +14,18 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from config.settings import ModelSettings
-from engine_core.model_source import find_model
-from loadtests.conformance.generations import CONCURRENCY, MAX_TOKENS, Generated, generate, random_model
+from loadtests.conformance.generations import CONCURRENCY, MAX_TOKENS, Generated, generate
 from loadtests.conformance.instances import Walked, walk
 from loadtests.conformance.suite import read_suite
+from loadtests.embedded_model import embedded_model
 from loadtests.peers import tokenfleet
+from loadtests.random_model import random_model
 from loadtests.report import machine, table
 
 MIN_ENDED = 1000
 FLAGS = (
-    "--load-format",
-    "dummy",
-    "--max-model-len",
-    "1024",
-    "--max-num-seqs",
-    str(CONCURRENCY),
-    "--engine-threads",
-    "1",
-)
+    "--load-format", "dummy", "--max-model-len", "1024", "--max-num-seqs", str(CONCURRENCY), "--engine-threads", "1",
+)  # fmt: skip
 
 
 def report(command: str, walked: Walked, generated: Generated) -> str:
@@ -99,7 +92,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=4000)
     parser.add_argument("--out", type=Path, help="write the report there, too")
     arguments = parser.parse_args()
-    cases, model = read_suite(arguments.suite), find_model(ModelSettings()).path
+    cases, model = read_suite(arguments.suite), embedded_model()
     walked = walk(cases, model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -3,13 +3,11 @@
 import asyncio
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, time
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -56,17 +54,6 @@ class Generated:
     ended: Counter[str] = field(default_factory=Counter)  # answers that ended by themselves, by the case's name
     num_tokens: int = 0
     faults: list[str] = field(default_factory=list)
-
-
-def random_model(model: Path, folder: Path) -> Path:
-    """The folder of a small Llama with the tokenizer of `model`; its weights come with `--load-format dummy`."""
-    folder.mkdir(parents=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        shutil.copy(model / name, folder / name)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    shape |= {"num_key_value_heads": 1, "head_dim": 32}
-    (folder / "config.json").write_text(json.dumps(json.loads((model / "config.json").read_text()) | shape))
-    return folder
 
 
 async def generate(port: int, cases: Sequence[Case], num_requests: int) -> Generated:

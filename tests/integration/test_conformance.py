@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.conformance.generations import generate, random_model
+from loadtests.conformance.generations import generate
 from loadtests.conformance.instances import walk
 from loadtests.conformance.suite import read_cases
+from loadtests.random_model import random_model
 from tests.integration.fleet import Fleet
 
 FOLDER = Path(__file__).parents[2] / "loadtests" / "conformance"

@@ -17,13 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.settings import ModelSettings
-from engine_core.model_source import find_model
-from loadtests.conformance.generations import random_model
+from loadtests.embedded_model import embedded_model
 from loadtests.peers import tokenfleet
 from loadtests.peers.features import behaviour, parameters, routes
 from loadtests.peers.features.rig import PROBES, Found, Rig
 from loadtests.peers.server import Server
+from loadtests.random_model import random_model
 from loadtests.report import machine, table
 
 DATA = Path(__file__).with_name("features.tsv")
@@ -98,7 +97,7 @@ def rig() -> Iterator[Rig]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         flags = (*FLAGS, "--torch-profiler-dir", str(folder / "profiles"))
-        model = random_model(find_model(ModelSettings()).path, folder / "model")
+        model = random_model(embedded_model(), folder / "model")
         with tokenfleet.start(folder / "log", model=str(model), workers=2, flags=flags) as server:
             server.wait_ready(120.0)
             yield Rig(server, folder, _speculating)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtests.load_figures import LoadFigures, percentile, refusal_or_none, render
+from loadtests.load_figures import LoadFigures, refusal_or_none, render
 from loadtests.sse_meter import StreamMeter
 
 
@@ -50,9 +50,3 @@ def test_a_busy_load_generator_has_no_report() -> None:
 
 def test_without_an_answer_there_is_no_report() -> None:
     assert "3 failed" in (refusal_or_none(LoadFigures(num_failed=3), 0.1) or "")
-
-
-def test_percentiles_are_values_that_were_seen() -> None:
-    values = [5.0, 1.0, 3.0, 2.0, 4.0]
-
-    assert [percentile(values, percent) for percent in (0, 50, 99, 100)] == [1.0, 3.0, 5.0, 5.0]
