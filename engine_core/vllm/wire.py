@@ -197,9 +197,7 @@ def sampling_fields(
         fields["_eos_token_id"] = first_eos
     if sampling.temperature < 1e-5:
         fields |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}  # as vLLM's own front end
-    asks_prompt = (
-        sampling.num_prompt_logprobs != NO_LOGPROBS and not num_delivered
-    )  # else delivered with the first token
+    asks_prompt = sampling.num_prompt_logprobs != NO_LOGPROBS and not num_delivered  # they come before the first token
     if asks_prompt:
         fields["prompt_logprobs"] = sampling.num_prompt_logprobs
     if asks_prompt or not is_cached:
