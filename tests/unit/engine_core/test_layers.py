@@ -39,14 +39,24 @@ def test_a_linear_layer_is_the_product_for_any_number_of_rows(
     assert_close(sums, exact + residual.double(), dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_shared_weight_lies_in_memory_once(dtype: torch.dtype) -> None:
-    weight, x = random(96, 48, dtype=dtype), random(1, 48, dtype=dtype, seed=2)
+def test_a_shared_weight_lies_in_memory_once() -> None:
+    weight, x = random(96, 48, dtype=torch.bfloat16), random(1, 48, dtype=torch.bfloat16, seed=2)
     linear = Linear(weight, is_shared=True)
 
     weight.zero_()
 
     assert not linear(x).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_of_a_shared_weight_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    linear = Linear(random(4096, 576, dtype=dtype), is_shared=True)
+    x = random(64, 576, dtype=dtype, seed=2)
+
+    with torch.inference_mode():
+        y = linear(x)
+
+        assert all(torch.equal(linear(x[:num_rows]), y[:num_rows]) for num_rows in (1, 2, 5, 16, 33))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
