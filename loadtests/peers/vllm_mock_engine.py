@@ -2,8 +2,8 @@
 
 What the `sim` engine is to tokenfleet, this is to vLLM's front ends: every request gets max_tokens valid ids, one per
 step, all running requests in one EngineCoreOutputs message per step and client. Written from the wire format alone
-(0.32 and 0.33, positional msgpack): handshake HELLO, INIT, READY on a DEALER; requests in as [type byte, msgpack array];
-outputs out over PUSH.
+(0.33, positional msgpack, in which vLLM writes fields that have their defaults too; as 0.32 it leaves two fields out):
+handshake HELLO, INIT, READY on a DEALER; requests in as [type byte, msgpack array]; outputs out over PUSH.
 
     python -m loadtests.peers.vllm_mock_engine --handshake tcp://127.0.0.1:29550 --step-ms 20 --token-ids ids.json
 
@@ -26,6 +26,9 @@ from msgspec import Raw, Struct
 
 ADD, ABORT, UTILITY = b"\x00", b"\x01", b"\x03"
 FINISH_LENGTH, FINISH_ABORT = 1, 2
+OUTPUT_FIELDS = 20  # of 0.33; two fewer in 0.32
+NUM_NANS = 13  # the field whose default is a number
+OUTPUTS_FIELDS = 9
 NUM_SCRIPTED_TOKENS = 1 << 16
 
 READY_RESPONSE: dict[str, Any] = {  # Any: the protocol's own mixture
@@ -66,7 +69,7 @@ class AddRequest(Struct, array_like=True):
 
 
 class Running(Struct):
-    """One request: its encoded id behind a two-element array header, so that a token only needs appending."""
+    """One request: its encoded id behind an array header, so that a token and what never changes only need appending."""
 
     prefix: bytes
     client: int
@@ -86,6 +89,8 @@ class MockEngine:
 
     def __init__(self, token_ids: Iterable[int], seed: int, *, is_echo: bool = False) -> None:
         self._is_echo = is_echo
+        self._num_fields = OUTPUT_FIELDS - 2 * READY_RESPONSE["vllm_version"].startswith("0.32")
+        self._rest = b"".join(map(_encode, self._output([])[2:]))
         rng = random.Random(seed)
         ids = list(token_ids)
         self._scripted = [b"\x91" + _encode(rng.choice(ids)) for _ in range(NUM_SCRIPTED_TOKENS)]
@@ -135,12 +140,12 @@ class MockEngine:
                 elif kind == UTILITY:
                     client, call_id, method, _ = msgspec.msgpack.decode(frames[0])
                     result = [call_id, None, [None, UTILITY_RESULTS.get(method)]]
-                    self.outputs[client].send(_encode([0, [], None, time.monotonic(), result]))
+                    self.outputs[client].send(_outputs([], utility=result))
 
     def _add(self, request: AddRequest) -> None:
         max_tokens = (request.sampling_params.max_tokens if request.sampling_params else 1) or 16
         self.running[request.request_id] = Running(
-            prefix=b"\x92" + _encode(request.request_id),
+            prefix=_array_header(self._num_fields) + _encode(request.request_id),
             client=request.client_index,
             num_prompt_tokens=_array_length(request.prompt_token_ids),
             ends_at_step=self.step_number + max(1, max_tokens),
@@ -153,8 +158,8 @@ class MockEngine:
             aborted = self.running.pop(request_id, None)
             if aborted is not None:
                 self.counts["aborts"] += 1
-                output: list[Any] = [request_id, [], None, None, None, FINISH_ABORT]
-                self.outputs[aborted.client].send(_encode([0, [output], None, time.monotonic(), None, [request_id]]))
+                output = self._output([request_id, [], None, None, None, FINISH_ABORT])
+                self.outputs[aborted.client].send(_outputs([_encode(output)], finished=[request_id]))
 
     def step(self) -> None:
         """One token for every running request, one message per client."""
@@ -180,24 +185,39 @@ class MockEngine:
         for (request_id, running), token in zip(members, tokens, strict=True):
             is_last = running.ends_at_step == self.step_number
             if not (is_last or running.is_fresh):
-                outputs.append(running.prefix + token)
+                outputs.append(running.prefix + token + self._rest)
                 continue
-            outputs.append(_encode(_full_output(request_id, running, token, now_s, is_last)))
+            outputs.append(_encode(self._output(_telling_output(request_id, running, token, now_s, is_last))))
             num_fresh += running.is_fresh
             running.is_fresh = False
             if is_last:
                 ended.append(request_id)
                 del self.running[request_id]
-        head = (b"\x96" if ended else b"\x94") + b"\x00" + _array_header(len(outputs))
-        stats = _encode(_scheduler_stats(len(members), num_fresh))
-        tail = _encode(now_s) + (b"\xc0" + _encode(ended) if ended else b"")
-        self.outputs[client].send(head + b"".join(outputs) + stats + tail)
+        self.outputs[client].send(_outputs(outputs, _scheduler_stats(len(members), num_fresh), finished=ended or None))
         self.counts["messages"] += 1
         self.counts["tokens"] += len(outputs)
 
+    def _output(self, told: list[Any]) -> list[Any]:
+        """EngineCoreOutput, with the defaults of the fields that are not told."""
+        defaults = [0 if place == NUM_NANS else None for place in range(self._num_fields)]
+        return [*told, *defaults[len(told) :]]
 
-def _full_output(request_id: str, running: Running, token: bytes, now_s: float, is_last: bool) -> list[Any]:
-    """EngineCoreOutput with finish reason and, for the first token, events and prefill statistics."""
+
+def _outputs(
+    outputs: list[bytes],
+    stats: dict[str, Any] | None = None,
+    *,
+    utility: list[Any] | None = None,
+    finished: list[str] | None = None,
+) -> bytes:
+    """EngineCoreOutputs of encoded ones."""
+    tail = [stats, time.monotonic(), utility, finished, None, None, "default"]
+    head = _array_header(OUTPUTS_FIELDS) + _encode(0) + _array_header(len(outputs))
+    return head + b"".join(outputs) + b"".join(map(_encode, tail))
+
+
+def _telling_output(request_id: str, running: Running, token: bytes, now_s: float, is_last: bool) -> list[Any]:
+    """Fields of an EngineCoreOutput with finish reason and, for the first token, events and prefill statistics."""
     output: list[Any] = [request_id, Raw(token), None, None, None, FINISH_LENGTH if is_last else None]
     if running.is_fresh:
         n = running.num_prompt_tokens
@@ -271,6 +291,7 @@ def main() -> None:
     parser.add_argument("--echo", action="store_true", help="answer with the prompt's ids")
     parser.add_argument("--version", default=READY_RESPONSE["vllm_version"], help="what it says it is")
     arguments = parser.parse_args()
+    READY_RESPONSE["vllm_version"] = arguments.version
     with open(arguments.token_ids) as file:  # noqa: PTH123
         engine = MockEngine(json.load(file), arguments.seed, is_echo=arguments.echo)
 
@@ -278,7 +299,6 @@ def main() -> None:
         print(json.dumps(engine.counts), flush=True)
 
     signal.signal(signal.SIGUSR1, report)
-    READY_RESPONSE["vllm_version"] = arguments.version
     engine.connect(arguments.handshake, arguments.timeout_s)
     serve(engine, arguments.step_ms)
 
