@@ -10,9 +10,9 @@ with it: the records were for readers that no longer exist.
 """
 
 from array import array
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ from ipc.record import (
 
 MAX_OVERFLOW_BYTES = 8 * 1024 * 1024
 """Per worker, beyond its ring: some minutes of streams, or a few hundred long bulks."""
+
+Words: TypeAlias = "NDArray[np.uint32] | Int32Array | array[int]"  # of 32 bits
 
 _EMPTY_RECORD = pack_record()
 _BULK_WORDS = 2
@@ -109,6 +111,27 @@ class Lane:
         return has_published
 
 
+class TokenLane:
+    """What one worker gets of a step, in lists."""
+
+    __slots__ = ("numbers", "token_ids")
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.token_ids: list[int] = []
+
+    def put(self, number: int, token_ids: Sequence[int]) -> None:
+        """Of one stream."""
+        self.numbers += [number] * len(token_ids)
+        self.token_ids += token_ids
+
+    def take(self) -> "tuple[array[int], array[int]]":
+        """Numbers and token ids; the lane is empty then."""
+        taken = array("I", self.numbers), array("I", self.token_ids)
+        self.numbers, self.token_ids = [], []
+        return taken
+
+
 class Outbox:
     """All workers. A worker's slot is its index."""
 
@@ -117,6 +140,10 @@ class Outbox:
     ) -> None:
         self._lanes = [Lane(ring, bell, max_overflow_bytes) for ring, bell in zip(rings, doorbells, strict=True)]
         self._slots = np.arange(len(self._lanes) + 1)
+
+    @property
+    def num_slots(self) -> int:
+        return len(self._lanes)
 
     @property
     def has_overflow(self) -> bool:
@@ -144,14 +171,12 @@ class Outbox:
     def publish(self, tokens: SampledTokens, endings: Sequence[Ending]) -> None:
         """One step's output: at most one record and one wake-up per worker, unless a record would be too large."""
         if tokens.scored:
-            self._publish_scored(tokens.scored)
+            self.publish_scored(tokens.scored)
         if len(self._lanes) == 1:
             if len(tokens.token_ids) or endings or self._lanes[0].has_overflow:
                 self._lanes[0].send(_records(tokens.numbers, tokens.token_ids, endings, self._lanes[0].ring))
             return
-        endings_of = defaultdict[int, list[Ending]](list)
-        for ending in endings:
-            endings_of[ending.slot].append(ending)
+        endings_of = _by_slot(endings)
         order = np.argsort(tokens.slots, kind="stable")
         numbers, token_ids = tokens.numbers[order], tokens.token_ids[order]
         bounds = np.searchsorted(tokens.slots[order], self._slots).tolist()
@@ -160,12 +185,26 @@ class Outbox:
             if start < end or slot in endings_of or lane.has_overflow:
                 lane.send(_records(numbers[start:end], token_ids[start:end], endings_of.get(slot, ()), lane.ring))
 
-    def _publish_scored(self, scored: Sequence[tuple[int, Scored]]) -> None:
+    def publish_lanes(self, lanes: Sequence[TokenLane], endings: Sequence[Ending]) -> None:
+        """As `publish`, of an engine that has its tokens one by one: a lane per worker, empty afterwards."""
+        endings_of = _by_slot(endings)
+        for slot, (lane, tokens) in enumerate(zip(self._lanes, lanes, strict=True)):
+            if tokens.numbers or slot in endings_of or lane.has_overflow:
+                lane.send(_records(*tokens.take(), endings_of.get(slot, ()), lane.ring))
+
+    def publish_scored(self, scored: Sequence[tuple[int, Scored]]) -> None:
         """Records of their own, before those of the step's endings."""
         for slot, lane in enumerate(self._lanes):
             own = [entry for other, entry in scored if other == slot]
             if own:
                 lane.send(_scored_records(own, lane.ring))
+
+
+def _by_slot(endings: Iterable[Ending]) -> dict[int, list[Ending]]:
+    endings_of: dict[int, list[Ending]] = {}
+    for ending in endings:
+        endings_of.setdefault(ending.slot, []).append(ending)
+    return endings_of
 
 
 def _scored_records(scored: Iterable[Scored], ring: Ring) -> Iterator[bytes]:
@@ -182,9 +221,7 @@ def _scored_records(scored: Iterable[Scored], ring: Ring) -> Iterator[bytes]:
     yield pack_record(scored=group)
 
 
-def _records(
-    numbers: NDArray[np.uint32], token_ids: Int32Array, endings: Sequence[Ending], ring: Ring
-) -> Iterator[bytes]:
+def _records(numbers: Words, token_ids: Words, endings: Sequence[Ending], ring: Ring) -> Iterator[bytes]:
     """The step of one worker in as few records as the ring allows. As a rule that is one."""
     max_words = ring.max_payload_bytes // 4 - HEADER_WORDS
     per_record = max_words // 2
@@ -197,7 +234,7 @@ def _records(
     yield from ends
 
 
-def _with_tokens(numbers: NDArray[np.uint32], token_ids: Int32Array, record: bytes) -> bytes:
+def _with_tokens(numbers: Words, token_ids: Words, record: bytes) -> bytes:
     """This record of other sections, with a token section put in. Token ids are never negative: int32 is u32."""
     num_tokens = len(token_ids).to_bytes(4, "little")
     return b"".join((num_tokens, record[4:HEADER_BYTES], numbers.tobytes(), token_ids.tobytes(), record[HEADER_BYTES:]))

@@ -6,15 +6,16 @@ where that gives the text it would have had: its output so far becomes prompt, w
 
 import logging
 import time
-from array import array
 from collections.abc import Sequence
 
 import numpy as np
 import zmq
+from msgspec import Raw
 
 from engine_core.metrics import EngineMetrics
-from engine_core.outbox import MAX_OVERFLOW_BYTES, Outbox
-from engine_core.step_output import NO_TOKENS, Ending, SampledTokens
+from engine_core.outbox import Outbox, TokenLane
+from engine_core.step_output import Ending
+from engine_core.vllm.faults import fault_or_none, size_fault_or_none
 from engine_core.vllm.link import EngineGone, EngineLink
 from engine_core.vllm.stream import Stream
 from engine_core.vllm.wire import (
@@ -25,13 +26,11 @@ from engine_core.vllm.wire import (
     SchedulerStats,
     UtilityOutput,
     Wire,
-    sampling_fields,
-    step_logprobs,
+    step_logprobs_or_none,
 )
 from ipc.block_hash import HASH_BYTES
 from ipc.fleet_page import Cell
 from ipc.messages import (
-    NO_LIMIT,
     Abort,
     AbortWorker,
     Action,
@@ -40,19 +39,19 @@ from ipc.messages import (
     Generate,
     Progress,
     Resume,
+    SamplingParams,
     generation_of,
     slot_of,
 )
-from ipc.record import NO_STOP_TOKEN, SCORED_WORDS, Failure, FailureCode, FinishCode, Scored
+from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, FinishCode, Scored
 from ipc.sockets import EngineSocket, Inbound
 
 logger = logging.getLogger(__name__)
 
 IDLE_MS = 200  # longest wait: heartbeat and stop flag are looked at this often
 OVERFLOW_RETRY_MS = 3
+MAX_SAMPLINGS = 512  # different sampling parameters that are kept encoded
 LOOK_S = 0.15  # between two looks at what changes rarely
-GREEDY_BELOW = 1e-5
-MAX_SCORED_PROMPT_BYTES = MAX_OVERFLOW_BYTES // 4  # vLLM gives them all at once; a worker has to hold them
 
 
 class Bridge:
@@ -80,8 +79,11 @@ class Bridge:
         for pollable in (socket.pollable, link.output):
             self._poller.register(pollable, zmq.POLLIN)
         self._streams: dict[str, Stream] = {}  # by vLLM's request id
+        self._lanes = [TokenLane() for _ in range(outbox.num_slots)]
         self._resets: dict[int, int] = {}  # tickets by vLLM's call id: it has not answered yet
         self._num_calls = 0
+        self._sampling: dict[tuple[SamplingParams, bool, int], Raw] = {}  # encoded
+        self._scored: list[tuple[int, Scored]] = []
         self._endings: list[Ending] = []
         self._started: list[int] = []
         self._ended: list[int] = []
@@ -100,15 +102,14 @@ class Bridge:
         now_s = time.monotonic()
         is_time_to_look = now_s - self._looked_s > LOOK_S
         if is_time_to_look or self._socket.pollable in readable:
+            self._look_at_workers()  # first: a request of a new worker wants its ring known as the new one's
             for inbound in self._socket.receive(0):
                 self._take(inbound)
-        self._look_at_workers()
-        tokens = self._collect()
+        self._collect()
         if is_time_to_look:
             self._looked_s = now_s
             self._look_around(now_s)
-        endings, self._endings = self._endings, []
-        self._outbox.publish(tokens, endings)
+        self._publish()
         self._tell_progress()
 
     def _look_around(self, now_s: float) -> None:
@@ -181,8 +182,8 @@ class Bridge:
             self._ended.append(stream_id)
             return
         num_prompt_tokens = len(ids) // 4 - num_delivered
-        stream = Stream(request_id, stream_id, request, num_prompt_tokens, num_delivered, time.monotonic())
-        fault = fault_or_none(request, num_delivered) or _size_fault_or_none(stream, request, num_prompt_tokens)
+        stream = Stream(request_id, stream_id, request, num_prompt_tokens, num_delivered)
+        fault = fault_or_none(request, num_delivered) or size_fault_or_none(request, num_prompt_tokens, num_delivered)
         if fault is not None:
             code = FailureCode.INTERNAL if num_delivered else FailureCode.GRAMMAR
             self._endings.append(Ending(stream.slot, Failure(stream.number, code, fault)))
@@ -194,17 +195,24 @@ class Bridge:
         self._link.add(
             self._wire.add(
                 request_id,
-                array("I", ids).tolist(),
-                sampling_fields(
-                    request.sampling,
-                    self._eos_token_ids,
-                    num_delivered=num_delivered,
-                    is_cached=bool(request.block_hashes),
-                ),
+                ids,
+                self._sampling_of(request, num_delivered),
                 priority=request.priority,
                 cache_salt=request.block_hashes[:HASH_BYTES].hex() or None,  # equal for equal salts and first blocks
             )
         )
+
+    def _sampling_of(self, request: Generate, num_delivered: int) -> Raw:
+        """Most requests ask for what others have asked for."""
+        key = request.sampling, bool(request.block_hashes), num_delivered
+        encoded = self._sampling.get(key)
+        if encoded is None:
+            if len(self._sampling) >= MAX_SAMPLINGS:
+                self._sampling.clear()
+            encoded = self._sampling[key] = self._wire.sampling(
+                request.sampling, self._eos_token_ids, num_delivered=num_delivered, is_cached=key[1]
+            )
+        return encoded
 
     def _abort_slot(self, slot: int, generation: int) -> None:
         """The worker in this slot is of another generation now: older streams have no reader."""
@@ -237,47 +245,52 @@ class Bridge:
 
     # ── from vLLM ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _collect(self) -> SampledTokens:
-        """What has come, of any number of steps."""
-        slots, numbers, token_ids = array("i"), array("I"), array("i")
-        scored: list[tuple[int, Scored]] = []
+    def _collect(self) -> None:
+        """What has come, of any number of steps, to its lanes."""
         for frames in self._link.receive():
             if frames[0] == ENGINE_CORE_DEAD:
                 raise EngineGone("vLLM's engine core died")
             outputs = self._wire.outputs(frames[0])
             num_tokens = 0
+            stream_of, lanes = self._streams.get, self._lanes
             for output in outputs.outputs:
-                stream = self._streams.get(output.request_id)
+                stream = stream_of(output.request_id)
                 if stream is None:  # aborted
                     continue
-                if output.events or output.prefill_stats is not None or not stream.has_started:
-                    self._note(stream, output, outputs)
                 ids = output.new_token_ids
                 num_tokens += len(ids)
-                if stream.has_prompt_logprobs:
-                    scored += self._scored_prompt(stream, output, frames)
                 stream.num_output += len(ids)
-                stop_token_id = NO_STOP_TOKEN
-                if output.finish_reason == FinishReason.STOP and ids:
-                    stop_token_id = ids.pop()
-                if stream.has_logprobs:
-                    scored += self._scored(stream, output, frames, stop_token_id)
+                if not stream.is_plain or output.finish_reason is not None or output.events is not None:
+                    self._look_at(stream, output, outputs, frames)
                 elif stream.is_streaming:
+                    lane = lanes[stream.slot]
                     for token_id in ids:
-                        slots.append(stream.slot)
-                        numbers.append(stream.number)
-                        token_ids.append(token_id)
+                        lane.numbers.append(stream.number)
+                        lane.token_ids.append(token_id)
                 else:
                     stream.output_ids.extend(ids)
-                if output.finish_reason is not None:
-                    self._end(stream, output.finish_reason, stop_token_id, outputs.timestamp)
             if outputs.utility_output is not None:
                 self._on_utility(outputs.utility_output)
             self._note_step(outputs, num_tokens)
-        if not token_ids and not scored:
-            return NO_TOKENS
-        columns = np.frombuffer(slots, np.int32), np.frombuffer(numbers, np.uint32), np.frombuffer(token_ids, np.int32)
-        return SampledTokens(*columns, tuple(scored))
+
+    def _look_at(self, stream: Stream, output: Output, outputs: Outputs, frames: Sequence[bytes]) -> None:
+        """An output that may be more than tokens to be sent."""
+        ids = output.new_token_ids
+        if output.events or output.prefill_stats is not None or not stream.has_started:
+            self._note(stream, output, outputs)
+        if stream.has_prompt_logprobs:
+            self._scored += self._scored_prompt(stream, output, frames)
+        stop_token_id = NO_STOP_TOKEN
+        if output.finish_reason == FinishReason.STOP and ids:
+            stop_token_id = ids.pop()
+        if stream.has_logprobs:
+            self._scored += self._scored_tokens(stream, output, frames, stop_token_id)
+        elif stream.is_streaming:
+            self._lanes[stream.slot].put(stream.number, ids)
+        else:
+            stream.output_ids.extend(ids)
+        if output.finish_reason is not None:
+            self._end(stream, output.finish_reason, stop_token_id, outputs.timestamp)
 
     def _note(self, stream: Stream, output: Output, outputs: Outputs) -> None:
         had_started = stream.has_started
@@ -285,10 +298,10 @@ class Bridge:
         if stream.has_started and not had_started:
             self._started.append(stream.stream_id)
 
-    def _scored(
+    def _scored_tokens(
         self, stream: Stream, output: Output, frames: Sequence[bytes], stop_token_id: int
     ) -> list[tuple[int, Scored]]:
-        found = step_logprobs(output.new_logprobs, frames)
+        found = step_logprobs_or_none(output.new_logprobs, frames)
         if found is None:
             return []
         last = len(found.ranks) - 1 if stop_token_id != NO_STOP_TOKEN else -1
@@ -310,7 +323,7 @@ class Bridge:
 
     def _scored_prompt(self, stream: Stream, output: Output, frames: Sequence[bytes]) -> list[tuple[int, Scored]]:
         """Of every prompt token but the first: vLLM keeps them until the prompt is computed."""
-        found = step_logprobs(output.new_prompt_logprobs_tensors, frames)
+        found = step_logprobs_or_none(output.new_prompt_logprobs_tensors, frames)
         if found is None:
             return []
         stream.has_prompt_logprobs = False
@@ -349,49 +362,19 @@ class Bridge:
             if stats.prefix_cache_stats is not None:
                 self._metrics.on_counts(0, stats.prefix_cache_stats.queries, stats.prefix_cache_stats.hits)
 
+    def _publish(self) -> None:
+        if self._scored:
+            self._outbox.publish_scored(self._scored)
+            self._scored = []
+        endings, self._endings = self._endings, []
+        self._outbox.publish_lanes(self._lanes, endings)
+
     def _tell_progress(self) -> None:
         if self._started or self._ended:
             started, ended = tuple(self._started), tuple(self._ended)
             self._started, self._ended = [], []
             self._socket.send(Progress(engine=self._index, generation=self._generation, started=started, ended=ended))
         self._cell.has_work = bool(self._streams)
-
-
-def fault_or_none(request: Generate, num_delivered: int) -> str | None:
-    """Why vLLM cannot answer this request as it was asked, in one line."""
-    sampling = request.sampling
-    if request.pooling:
-        return "embeddings are not served by the engine vllm: it runs vLLM's generation"
-    if sampling.logprob_token_ids:
-        return "logprob_token_ids are not served by the engine vllm"
-    if sampling.thinking is not None:
-        if sampling.thinking.max_tokens != NO_LIMIT:
-            return "thinking_token_budget is not served by the engine vllm"
-        if sampling.grammar is not None:
-            return "the engine vllm cannot hold an answer to a form behind its reasoning: switch reasoning off"
-    if num_delivered and not _goes_on_exactly(request):
-        return "the engine was lost; vLLM cannot go on with a request that is sampled, penalized or held to a form"
-    return None
-
-
-def _size_fault_or_none(stream: Stream, request: Generate, num_prompt_tokens: int) -> str | None:
-    if not stream.has_prompt_logprobs:
-        return None
-    num_bytes = 4 * num_prompt_tokens * (SCORED_WORDS + 2 * request.sampling.num_prompt_logprobs)
-    if num_bytes <= MAX_SCORED_PROMPT_BYTES:
-        return None
-    return (
-        f"the logprobs of this prompt take {num_bytes} bytes, the engine vllm gives at most {MAX_SCORED_PROMPT_BYTES}: "
-        "ask for fewer alternatives or a shorter prompt"
-    )
-
-
-def _goes_on_exactly(request: Generate) -> bool:
-    """Whether prompt and output together, as a prompt, are followed by what would have followed the output."""
-    sampling = request.sampling
-    is_greedy = sampling.temperature < GREEDY_BELOW
-    counts_output = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
-    return is_greedy and not counts_output and sampling.grammar is None and not sampling.bad_words
 
 
 def _request_id(stream_id: int) -> str:

@@ -14,6 +14,7 @@ from msgspec import Struct
 from engine_core.vllm.wire import ABORT, ADD, UTILITY
 
 POLL_MS = 200
+_SNDMORE = int(zmq.SNDMORE)
 
 
 class EngineGone(Exception):
@@ -71,13 +72,20 @@ class EngineLink:
         return facts
 
     def add(self, frame: bytes) -> None:
-        self._input.send_multipart([self._engine, ADD, frame])
+        self._send(ADD, frame)
 
     def abort(self, frame: bytes) -> None:
-        self._input.send_multipart([self._engine, ABORT, frame])
+        self._send(ABORT, frame)
 
     def utility(self, frame: bytes) -> None:
-        self._input.send_multipart([self._engine, UTILITY, frame])
+        self._send(UTILITY, frame)
+
+    def _send(self, kind: bytes, frame: bytes) -> None:
+        """A third of what `send_multipart` takes for so little."""
+        send = self._input.send
+        send(self._engine, _SNDMORE)
+        send(kind, _SNDMORE)
+        send(frame)
 
     def receive(self) -> Iterator[Sequence[bytes]]:
         """The frames of each message that has arrived; does not wait."""

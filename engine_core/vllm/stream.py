@@ -9,7 +9,6 @@ from ipc.record import NO_STOP_TOKEN, Finish, FinishCode
 
 class Stream:
     __slots__ = (
-        "_arrived_s",
         "_first_token_s",
         "_num_cached",
         "_num_preemptions",
@@ -20,6 +19,7 @@ class Stream:
         "deadline_s",
         "has_logprobs",
         "has_prompt_logprobs",
+        "is_plain",
         "is_streaming",
         "num_output",
         "number",
@@ -30,13 +30,7 @@ class Stream:
     )  # fmt: skip
 
     def __init__(
-        self,
-        request_id: str,
-        stream_id: int,
-        request: Generate,
-        num_prompt_tokens: int,
-        num_delivered: int,
-        now_s: float,
+        self, request_id: str, stream_id: int, request: Generate, num_prompt_tokens: int, num_delivered: int
     ) -> None:
         self.request_id, self.stream_id = request_id, stream_id
         self.client_request_id = request.request_id
@@ -45,10 +39,10 @@ class Stream:
         self.has_logprobs = request.sampling.num_logprobs != NO_LOGPROBS
         self.has_prompt_logprobs = request.sampling.num_prompt_logprobs != NO_LOGPROBS and not num_delivered
         self.deadline_s = request.deadline_s if num_delivered == 0 else None  # CLOCK_MONOTONIC, until the first token
+        self.is_plain = False  # it has started, and what comes is tokens alone
         self.num_output = num_delivered
         self.output_ids = array("i")  # of one that does not stream
         self._num_prompt, self._num_cached, self._num_preemptions = num_prompt_tokens, 0, 0
-        self._arrived_s = now_s
         self._queued_s = self._scheduled_s = self._first_token_s = 0.0  # by the engine's clock; 0: not yet
 
     @property
@@ -60,6 +54,7 @@ class Stream:
         if output.new_token_ids and not self._first_token_s:
             self._first_token_s = timestamp_s
             self.deadline_s = None
+            self.is_plain = not self.has_logprobs
         if output.prefill_stats is not None:
             self._num_cached = output.prefill_stats.num_cached_tokens
         for event in output.events or ():

@@ -21,7 +21,7 @@ ENGINE_CORE_DEAD = b"ENGINE_CORE_DEAD"
 DELTA = 1  # RequestOutputKind: how a front end of vLLM would like its outputs; an engine core does not look
 STRUCTURED_BACKEND = "guidance"  # llguidance, which has checked the grammar here
 
-_NIL = Raw(b"\xc0")
+_LONG_PROMPT = 320  # tokens
 _RAW_VIEW = 3  # MessagePack extension: the bytes of a small array
 
 
@@ -75,8 +75,8 @@ class Output(Protocol):
 
     request_id: str
     new_token_ids: list[int]
-    new_logprobs: Raw
-    new_prompt_logprobs_tensors: Raw  # of the whole prompt, with its first output
+    new_logprobs: Any  # see step_logprobs_or_none. Any: whatever vLLM sends, here and below
+    new_prompt_logprobs_tensors: Any  # of the whole prompt, with its first output
     finish_reason: int | None
     events: list[Event] | None
     prefill_stats: PrefillStats | None
@@ -99,9 +99,17 @@ class StepLogprobs(NamedTuple):
     ranks: Any  # (tokens,) int
 
 
-_OUTPUT_TYPES: dict[str, tuple[Any, Any]] = {  # Any: types
+_REQUEST_TYPES: dict[str, tuple[Any, Any]] = {  # Any: types
+    "request_id": (str, ""),
+    "client_index": (int, 0),
+    "current_wave": (int, 0),
+    "priority": (int, 0),
+}
+_OUTPUT_TYPES: dict[str, tuple[Any, Any]] = {
     "request_id": (str, ""),
     "new_token_ids": (list[int], msgspec.field(default_factory=list)),
+    "new_logprobs": (Any, None),
+    "new_prompt_logprobs_tensors": (Any, None),
     "finish_reason": (int | None, None),
     "events": (list[Event] | None, None),
     "prefill_stats": (PrefillStats | None, None),
@@ -117,32 +125,43 @@ class Wire:
     """Both directions in one layout."""
 
     def __init__(self, layout: Layout) -> None:
-        places = {name: place for place, name in enumerate(layout.request)}
-        self._width = places["priority"] + 1
-        self._places = places
-        output = _reader("Output", layout.output, _OUTPUT_TYPES)
-        outputs = _reader("Outputs", layout.outputs, {**_OUTPUTS_TYPES, "outputs": (list[output], ())})  # type: ignore[valid-type]
-        self._decode = msgspec.msgpack.Decoder(outputs).decode
+        self._request = _struct("Request", layout.request, _REQUEST_TYPES)
+        output = _struct("Output", layout.output, _OUTPUT_TYPES)
+        outputs = _struct("Outputs", layout.outputs, {**_OUTPUTS_TYPES, "outputs": (list[output], ())})  # type: ignore[valid-type]
+        self._decode = msgspec.msgpack.Decoder(outputs, ext_hook=_ext).decode
         self._encode = msgspec.msgpack.Encoder().encode
 
     def add(
         self,
         request_id: str,
-        prompt_ids: Sequence[int],
-        sampling: dict[str, Any],
+        prompt_ids: bytes,
+        sampling: Raw,
         *,
         priority: int,
         cache_salt: str | None,
     ) -> bytes:
-        """The data frame of an ADD."""
-        fields: list[Any] = [None] * self._width
-        for name, value in (
-            ("request_id", request_id), ("prompt_token_ids", prompt_ids), ("sampling_params", sampling),
-            ("arrival_time", time.time()), ("cache_salt", cache_salt), ("client_index", 0), ("current_wave", 0),
-            ("priority", priority),
-        ):  # fmt: skip
-            fields[self._places[name]] = value
-        return self._encode(fields)
+        """The data frame of an ADD. `prompt_ids` are little-endian u32."""
+        request = self._request(
+            request_id=request_id,
+            prompt_token_ids=_ids(prompt_ids),
+            sampling_params=sampling,
+            arrival_time=time.time(),
+            cache_salt=cache_salt,
+            priority=priority,
+        )
+        return self._encode(request)
+
+    def sampling(
+        self,
+        sampling: SamplingParams,
+        eos_token_ids: Sequence[int],
+        *,
+        num_delivered: int = 0,
+        is_cached: bool = True,
+    ) -> Raw:
+        """As `sampling_fields`, encoded."""
+        fields = sampling_fields(sampling, eos_token_ids, num_delivered=num_delivered, is_cached=is_cached)
+        return Raw(self._encode(fields))
 
     def abort(self, request_ids: Sequence[str]) -> bytes:
         """The data frame of an ABORT."""
@@ -158,13 +177,30 @@ class Wire:
         return outputs
 
 
-def _reader(
+def _ids(ids: bytes) -> list[int] | Raw:
+    """Little-endian u32 as an array of MessagePack integers; of a long one all have the same width, and none becomes a
+    Python object."""
+    if len(ids) < 4 * _LONG_PROMPT:
+        return memoryview(ids).cast("I").tolist()
+    values = np.frombuffer(ids, "<u4")
+    width, marker = (2, 0xCD) if values.max() < 1 << 16 else (4, 0xCE)
+    encoded = np.empty((len(values), 1 + width), np.uint8)
+    encoded[:, 0] = marker
+    encoded[:, 1:] = values.astype(f">u{width}").view(np.uint8).reshape(-1, width)
+    return Raw(_array_header(len(values)) + encoded.tobytes())
+
+
+def _array_header(length: int) -> bytes:
+    return b"\xdc" + length.to_bytes(2, "big") if length < 1 << 16 else b"\xdd" + length.to_bytes(4, "big")
+
+
+def _struct(
     name: str, fields: Sequence[str], types: dict[str, tuple[Any, Any]]
 ) -> Any:  # Any: a struct made of a layout
-    """Fields that are not read stay encoded."""
-    return msgspec.defstruct(
-        name, [(field, *types.get(field, (Raw, _NIL))) for field in fields], array_like=True, gc=False
-    )  # fmt: skip
+    """Up to the last field that is of interest: what stands behind it is neither written nor decoded."""
+    last = max(fields.index(field) for field in types)
+    shown = [(field, *types.get(field, (Any, None))) for field in fields[: last + 1]]
+    return msgspec.defstruct(name, shown, array_like=True, gc=False)
 
 
 def sampling_fields(
@@ -231,13 +267,10 @@ def _structured_outputs(grammar: Grammar) -> dict[str, Any]:  # Any: parameters 
     return {**asked, "_backend": STRUCTURED_BACKEND}
 
 
-def step_logprobs(raw: Raw, frames: Sequence[bytes]) -> StepLogprobs | None:
+def step_logprobs_or_none(decoded: Any, frames: Sequence[bytes]) -> StepLogprobs | None:  # Any: what vLLM sends
     """`new_logprobs` or `new_prompt_logprobs_tensors` of an output; larger arrays stand in the message's frames
     behind the first one."""
-    decoded = msgspec.msgpack.decode(raw, ext_hook=_ext)
-    if decoded is None:
-        return None
-    return StepLogprobs(*(_array(entry, frames) for entry in decoded[:3]))
+    return None if decoded is None else StepLogprobs(*(_array(entry, frames) for entry in decoded[:3]))
 
 
 def _array(encoded: Sequence[Any], frames: Sequence[bytes]) -> Any:  # Any: numpy's own types
@@ -245,7 +278,6 @@ def _array(encoded: Sequence[Any], frames: Sequence[bytes]) -> Any:  # Any: nump
     return np.frombuffer(frames[content] if isinstance(content, int) else content, dtype).reshape(shape)
 
 
-def _ext(code: int, content: memoryview) -> bytes:
-    if code != _RAW_VIEW:
-        raise ValueError(f"MessagePack extension {code} in logprobs: only arrays are expected")
-    return bytes(content)
+def _ext(code: int, content: memoryview) -> bytes | None:
+    """Small arrays; None for what vLLM encodes in other ways, of which nothing is read."""
+    return bytes(content) if code == _RAW_VIEW else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from engine_core.outbox import Outbox
+from engine_core.outbox import Outbox, TokenLane
 from engine_core.step_output import NO_TOKENS, Ending, SampledTokens
 from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode, Scored, StepRecord, unpack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
@@ -55,6 +55,21 @@ def finish(number: int) -> Finish:
 
 def bulk(number: int, num_tokens: int) -> Ending:
     return Ending(0, finish(number), np.arange(num_tokens, dtype=np.int32))
+
+
+def test_each_lane_goes_to_its_worker_and_is_empty_then() -> None:
+    rig = Rig(num_workers=3)
+    lanes = [TokenLane() for _ in range(rig.outbox.num_slots)]
+    lanes[0].put(7, [1, 2])
+    lanes[2].put(9, [3])
+
+    rig.outbox.publish_lanes(lanes, [Ending(2, finish(9))])
+    rig.outbox.publish_lanes(lanes, [])
+
+    [first], [third] = rig.read(0), rig.read(2)
+    assert (first.streams, first.tokens, first.finishes) == ([7, 7], [1, 2], [])
+    assert (third.streams, third.tokens, third.finishes) == ([9], [3], [finish(9)])
+    assert rig.read(1) == [] and [bell.num_rings for bell in rig.bells] == [1, 0, 1]
 
 
 @pytest.mark.parametrize("size", [1, 64, 5000])

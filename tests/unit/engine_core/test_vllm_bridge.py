@@ -112,7 +112,7 @@ class Rig:
         self.core, self.broker = Core(context), Broker(context)
         view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
         format_ring(view, RING_BYTES)
-        self._reader = RingReader(view, 1)
+        self._view, self._reader = view, RingReader(view, 1)
         self._keep = FleetPage.create_segment(1, 1), create_metrics_segment("engine")
         page, metrics = self._keep
         self.bridge = Bridge(
@@ -132,7 +132,11 @@ class Rig:
         sampling = SamplingParams(**{"max_tokens": 9, "temperature": 0.0, **fields.pop("sampling", {})})
         stream_id = make_stream_id(0, 1, number)
         self.send(Generate(**{"stream_id": stream_id, "request_id": "r", "sampling": sampling, **fields}), 5, 6, 7)
-        return f"{stream_id:x}"
+        asked = self.core.requests
+        return str(asked[-1]["request_id"]) if asked else ""
+
+    def replace_reader(self, generation: int) -> RingReader:
+        return RingReader(self._view, generation)
 
     def look(self) -> None:
         self.bridge._looked_s = 0.0  # as if it had not looked for long
@@ -187,6 +191,32 @@ def test_the_last_token_of_a_full_length_is_output(rig: Rig) -> None:
     assert finish.num_preemptions == 1
 
 
+def test_a_stream_that_runs_is_still_heard_when_it_is_preempted(rig: Rig) -> None:
+    name = rig.ask()
+    rig.core.gives([name, [11]])
+    rig.core.gives([name, [12], None, None, None, None, None, [{"type": 3, "timestamp": 10.1}]])
+    rig.core.gives([name, [13, 14]])
+    rig.core.gives([name, [15], None, None, None, FinishReason.LENGTH])
+
+    record = rig.records()
+
+    assert (record.streams, record.tokens) == ([1] * 5, [11, 12, 13, 14, 15])
+    assert (record.finishes[0].num_preemptions, record.finishes[0].num_output_tokens) == (1, 5)
+
+
+def test_a_request_whose_worker_was_replaced_meanwhile_is_read_by_the_new_one(rig: Rig) -> None:
+    rig.records()
+    reader = rig.replace_reader(generation=2)
+    stream_id = make_stream_id(0, 2, 1)
+    sampling = SamplingParams(max_tokens=9, temperature=0.0)
+    rig.send(Generate(stream_id=stream_id, request_id="r", sampling=sampling), 5)
+    rig.core.gives([rig.core.requests[-1]["request_id"], [11]])
+
+    rig.look()
+
+    assert [unpack_record(payload).tokens for payload in reader.poll()] == [[11]]
+
+
 def test_a_whole_answer_comes_once(rig: Rig) -> None:
     name = rig.ask(is_streaming=False)
     rig.core.gives([name, [11]])
@@ -230,7 +260,7 @@ def test_scores_of_a_prompt_stand_at_their_places_before_those_of_its_output(rig
 
 
 def test_a_prompt_whose_scores_no_worker_could_hold_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine_core.vllm.bridge.MAX_SCORED_PROMPT_BYTES", 3 * 4 * 8 - 1)
+    monkeypatch.setattr("engine_core.vllm.faults.MAX_SCORED_PROMPT_BYTES", 3 * 4 * 8 - 1)
 
     rig.ask(sampling={"num_prompt_logprobs": 1})
 

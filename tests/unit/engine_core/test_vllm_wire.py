@@ -1,14 +1,16 @@
 """What travels to and from vLLM, by the layout of its version."""
 
+from array import array
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec import Raw
 
-from engine_core.vllm.bridge import fault_or_none
+from engine_core.vllm.faults import fault_or_none
 from engine_core.vllm.layouts import LAYOUTS, UnknownVersion, layout_of
-from engine_core.vllm.wire import FinishReason, Wire, sampling_fields, step_logprobs
+from engine_core.vllm.wire import FinishReason, Wire, sampling_fields, step_logprobs_or_none
 from ipc.grammar import Grammar
 from ipc.messages import Generate, Pooling, SamplingParams, Thinking
 
@@ -34,7 +36,9 @@ def test_an_unknown_version_is_refused_unless_the_operator_says_which_layout_it_
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_request_has_every_field_at_its_position(layout: Any) -> None:
-    frame = Wire(layout).add("ab", [1, 2, 3], {"max_tokens": 4}, priority=-5, cache_salt="salt")
+    sampling = Raw(msgspec.msgpack.encode({"max_tokens": 4}))
+
+    frame = Wire(layout).add("ab", array("I", (1, 2, 3)).tobytes(), sampling, priority=-5, cache_salt="salt")
 
     fields = dict(zip(layout.request, msgspec.msgpack.decode(frame), strict=False))
     assert fields.pop("arrival_time") > 1.7e9
@@ -42,6 +46,16 @@ def test_a_request_has_every_field_at_its_position(layout: Any) -> None:
         "request_id": "ab", "prompt_token_ids": [1, 2, 3], "sampling_params": {"max_tokens": 4}, "cache_salt": "salt",
         "client_index": 0, "current_wave": 0, "priority": -5,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("num_tokens", [0, 319, 320, 1000, 70_000])
+@pytest.mark.parametrize("largest", [127, 65_535, 65_536, 2**32 - 1])
+def test_prompts_of_any_length_are_plain_integers(num_tokens: int, largest: int) -> None:
+    ids = [largest - number % 3 for number in range(num_tokens)]
+
+    frame = Wire(LAYOUTS["0.33"]).add("ab", array("I", ids).tobytes(), Raw(b"\xc0"), priority=0, cache_salt=None)
+
+    assert msgspec.msgpack.decode(frame)[1] == ids
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -72,9 +86,12 @@ def test_an_output_is_read_however_much_of_it_was_left_out(layout: Any) -> None:
 def test_logprobs_are_read_inline_and_from_frames_of_their_own() -> None:
     ids, logprobs = np.array([[5, 6, 7]], np.int32), np.array([[-1.0, -0.5, -2.0]], np.float32)
     inline = msgspec.msgpack.Ext(3, ids.tobytes())
-    raw = msgspec.msgpack.encode([[ids.dtype.str, ids.shape, inline], ["<f4", [1, 3], 1], ["<i8", [1], 2], None])
+    told = [[ids.dtype.str, ids.shape, inline], ["<f4", [1, 3], 1], ["<i8", [1], 2], None]
+    pickled = msgspec.msgpack.Ext(1, b"of a field that is not read")
+    frame = msgspec.msgpack.encode([0, [["ab", [5], told, None, pickled]], None, 2.5])
 
-    found = step_logprobs(msgspec.Raw(raw), [b"", logprobs.tobytes(), np.array([4]).tobytes()])
+    [output] = Wire(LAYOUTS["0.33"]).outputs(frame).outputs
+    found = step_logprobs_or_none(output.new_logprobs, [frame, logprobs.tobytes(), np.array([4]).tobytes()])
 
     assert found is not None
     assert found.ids.tolist() == [[5, 6, 7]] and found.logprobs.tolist() == [[-1.0, -0.5, -2.0]]

@@ -1,0 +1,45 @@
+"""Requests that vLLM cannot answer as they were asked, each with the line that says so."""
+
+from engine_core.outbox import MAX_OVERFLOW_BYTES
+from ipc.messages import NO_LIMIT, NO_LOGPROBS, Generate
+from ipc.record import SCORED_WORDS
+
+GREEDY_BELOW = 1e-5
+MAX_SCORED_PROMPT_BYTES = MAX_OVERFLOW_BYTES // 4  # vLLM gives them all at once; a worker has to hold them
+
+
+def fault_or_none(request: Generate, num_delivered: int) -> str | None:
+    """Why vLLM cannot answer this request as it was asked, in one line."""
+    sampling = request.sampling
+    if request.pooling:
+        return "embeddings are not served by the engine vllm: it runs vLLM's generation"
+    if sampling.logprob_token_ids:
+        return "logprob_token_ids are not served by the engine vllm"
+    if sampling.thinking is not None:
+        if sampling.thinking.max_tokens != NO_LIMIT:
+            return "thinking_token_budget is not served by the engine vllm"
+        if sampling.grammar is not None:
+            return "the engine vllm cannot hold an answer to a form behind its reasoning: switch reasoning off"
+    if num_delivered and not _goes_on_exactly(request):
+        return "the engine was lost; vLLM cannot go on with a request that is sampled, penalized or held to a form"
+    return None
+
+
+def size_fault_or_none(request: Generate, num_prompt_tokens: int, num_delivered: int) -> str | None:
+    if request.sampling.num_prompt_logprobs == NO_LOGPROBS or num_delivered:
+        return None
+    num_bytes = 4 * num_prompt_tokens * (SCORED_WORDS + 2 * request.sampling.num_prompt_logprobs)
+    if num_bytes <= MAX_SCORED_PROMPT_BYTES:
+        return None
+    return (
+        f"the logprobs of this prompt take {num_bytes} bytes, the engine vllm gives at most {MAX_SCORED_PROMPT_BYTES}: "
+        "ask for fewer alternatives or a shorter prompt"
+    )
+
+
+def _goes_on_exactly(request: Generate) -> bool:
+    """Whether prompt and output together, as a prompt, are followed by what would have followed the output."""
+    sampling = request.sampling
+    is_greedy = sampling.temperature < GREEDY_BELOW
+    counts_output = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
+    return is_greedy and not counts_output and sampling.grammar is None and not sampling.bad_words
