@@ -10,7 +10,7 @@ offset   size    field      meaning
 
 The page describes itself, so that any process can read it without importing the role that writes it. Series are
 only ever appended: labels that turn up at run time become new lines. A counter bump is one load and one store of eight
-bytes. A process that takes over a page keeps its counters and histograms and clears its gauges.
+bytes. Counters and histograms outlive their process; gauges are cleared when it is reaped, and by who takes the page over.
 """
 
 from bisect import bisect_left
@@ -135,9 +135,7 @@ class MetricsWriter:
         self._families = {instrument.name: instrument for instrument in instruments}
         self._series = {(s.instrument.name, s.labels): s for s in read_series(view)}
         self._next_slot = max((s.slot + s.num_slots for s in self._series.values()), default=0)
-        for series in self._series.values():
-            if series.instrument.kind == "gauge":
-                self._values[series.slot] = 0.0
+        clear_gauges(view)
 
     def counter(self, name: str, **labels: str) -> Counter:
         return Counter(self._values, self._find("counter", name, labels).slot)
@@ -184,6 +182,14 @@ def read_series(view: memoryview) -> list[Series]:
         raise LayoutMismatch(f"metrics page of layout {bytes(view[:8])!r}, this process speaks {MAGIC!r}")
     described = int.from_bytes(view[8:16], "little")  # pairs with the store in MetricsWriter._append
     return _series_decoder.decode_lines(view[_LINES_AT : _LINES_AT + described])
+
+
+def clear_gauges(view: memoryview) -> None:
+    """For a page without a writer: what its process had, it has no more."""
+    values = view[_VALUES_AT:NOTES_AT].cast("d")
+    for series in read_series(view):
+        if series.instrument.kind == "gauge":
+            values[series.slot] = 0.0
 
 
 class MetricsReader:

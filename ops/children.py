@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from ipc.fleet_page import Cell, State
+from ipc.metrics_page import clear_gauges
 from ops import exit_codes
 
 logger = logging.getLogger(__name__)
@@ -38,16 +39,22 @@ class Exit:
 
 
 class Child:
-    """`spawn(generation)` starts the process and gives its pid; `cell` is None for a process without one (the zygote)."""
+    """`spawn(generation)` starts the process and gives its pid; a zygote has neither cell nor metrics page."""
 
     def __init__(
-        self, title: str, cell: Cell | None, spawn: Callable[[int], Awaitable[int]], max_backoff_s: float
+        self,
+        title: str,
+        cell: Cell | None,
+        spawn: Callable[[int], Awaitable[int]],
+        max_backoff_s: float,
+        *,
+        metrics: memoryview | None = None,
     ) -> None:
         self.title, self.cell = title, cell
         self.pid: int | None = None
         self.has_given_up = False  # it said that it cannot boot, exit code 3, or it died at every start
         self.is_spawning = False
-        self._spawn, self._max_backoff_s = spawn, max_backoff_s
+        self._spawn, self._max_backoff_s, self._metrics = spawn, max_backoff_s, metrics
         self._has_loaded = False
         self._is_stopping = False
         self._num_early_deaths = 0
@@ -111,6 +118,8 @@ class Child:
         self.pid = None
         if self.cell is not None:
             self.cell.mark_dead()
+        if self._metrics is not None:
+            clear_gauges(self._metrics)
         if not self._is_stopping and exit.code != exit_codes.CANNOT_BOOT:
             logger.error("process died", extra={"child": self.title, "generation": generation, **exit.fields})
         return exit

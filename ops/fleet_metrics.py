@@ -130,7 +130,8 @@ class FleetMetrics:
         for role in self._roles:
             role.publish()
         for worker, gauge in enumerate(self._occupancy):
-            gauge.set(max(used_share(rings[worker]) for rings in self._rings))
+            is_vacant = self._page.workers[worker].is_vacant  # what lies in such a ring is for nobody any more
+            gauge.set(0.0 if is_vacant else max(used_share(rings[worker]) for rings in self._rings))
         self._lora_info.set(time.time())
         if self._page.is_draining:
             self._drain_began_s = self._drain_began_s or now_s

@@ -56,11 +56,14 @@ class Supervisor:
         self._link: ZygoteLink | None = None
         self._has_link = asyncio.Event()
         self._zygotes = [Child("zygote", None, self._start_zygote, backoff_s)]  # two while one takes over
-        self._broker = Child("broker", page.broker, self._start_broker, backoff_s)
+        _, broker_metrics, *metrics = resources.metrics_views
+        engine_metrics, worker_metrics = metrics[: len(page.engines)], metrics[len(page.engines) :]
+        self._broker = Child("broker", page.broker, self._start_broker, backoff_s, metrics=broker_metrics)
         self._engines = [
-            Child(f"engine {n}", cell, self._engine_starter(n), backoff_s) for n, cell in enumerate(page.engines)
+            Child(f"engine {n}", cell, self._engine_starter(n), backoff_s, metrics=view)
+            for n, (cell, view) in enumerate(zip(page.engines, engine_metrics, strict=True))
         ]
-        self._workers = WorkerSet(page.workers, self._worker_starter, self._keep, backoff_s)
+        self._workers = WorkerSet(page.workers, self._worker_starter, self._keep, backoff_s, worker_metrics)
         exposition = Exposition(resources.metrics_views)
         self._port = OpsPort(
             page,

@@ -24,7 +24,7 @@ class CannotReplace(Exception):
 
 
 class WorkerSet:
-    """`start_in(slot)` gives what spawns a worker there; `keep` keeps a child in the background."""
+    """`start_in(slot)` gives what spawns a worker there; `keep` keeps a child. `cells` and `metrics` by slot."""
 
     def __init__(
         self,
@@ -32,9 +32,10 @@ class WorkerSet:
         start_in: Callable[[int], Callable[[int], Awaitable[int]]],
         keep: Callable[[Child], None],
         max_backoff_s: float,
+        metrics: Sequence[memoryview],
     ) -> None:
         self._cells, self._start_in, self._keep = cells, start_in, keep
-        self._max_backoff_s = max_backoff_s
+        self._max_backoff_s, self._metrics = max_backoff_s, metrics
         self._free_slot = len(cells) - 1
         self._slots = list(range(self._free_slot))
         self._children = [self._new_child(slot) for slot in self._slots]
@@ -71,7 +72,8 @@ class WorkerSet:
         self._leaving = None
 
     def _new_child(self, slot: int) -> Child:
-        return Child(f"worker {slot}", self._cells[slot], self._start_in(slot), self._max_backoff_s)
+        spawn, metrics = self._start_in(slot), self._metrics[slot]
+        return Child(f"worker {slot}", self._cells[slot], spawn, self._max_backoff_s, metrics=metrics)
 
 
 async def _holds(condition: Callable[[], bool], timeout_s: float) -> bool:

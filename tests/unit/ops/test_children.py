@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from ipc.fleet_page import Cell, FleetPage, State
+from ipc.metrics_page import Instrument, MetricsReader, MetricsWriter, create_metrics_segment
 from ops.children import MAX_FAILED_STARTS, Child, Exit, reap_strangers, wait_for_exit
 
 
@@ -43,6 +44,26 @@ def test_an_exit_says_how(code: str, expected: Exit) -> None:
         return await wait_for_exit(await spawner(code)(1))
 
     assert asyncio.run(reap()) == expected
+
+
+def test_gauges_of_a_dead_process_are_cleared_and_its_counters_stay(cell: Cell) -> None:
+    view = create_metrics_segment("worker").view
+    instruments = [Instrument("gauge", "streams", "Now."), Instrument("counter", "requests", "Ever.")]
+
+    async def spawn_with_streams(generation: int) -> int:
+        writer = MetricsWriter(view, instruments)
+        writer.gauge("streams").set(3)
+        writer.counter("requests").inc(4)
+        return await spawner("raise SystemExit(3)")(generation)
+
+    child = Child("worker 0", cell, spawn_with_streams, max_backoff_s=0.01, metrics=view)
+    asyncio.run(asyncio.wait_for(child.keep(), 20))
+
+    reader = MetricsReader(view)
+    assert {series.instrument.name: reader.slots(series)[0] for series in reader.series()} == {
+        "streams": 0,
+        "requests": 4,
+    }
 
 
 def test_exit_code_3_is_not_retried(cell: Cell) -> None:

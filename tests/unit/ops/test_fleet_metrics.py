@@ -67,6 +67,18 @@ def test_the_fill_of_a_ring_is_seen_without_its_worker(rig: Rig) -> None:
     assert samples["tokenfleet:ring_occupancy['1']"] == 1024 / RING_BYTES
 
 
+def test_what_lies_in_the_ring_of_a_worker_that_was_told_to_leave_is_for_nobody(rig: Rig) -> None:
+    RingReader(rig.rings[1], 1)
+    assert RingWriter(rig.rings[1]).try_publish(bytes(1000), 1)
+    leaver = rig.page.workers[1]
+    leaver.state = State.DRAINING
+    assert rig.samples()["tokenfleet:ring_occupancy['1']"] > 0, "it still reads"
+
+    leaver.mark_dead()
+
+    assert rig.samples()["tokenfleet:ring_occupancy['1']"] == 0
+
+
 def test_memory_and_processor_time_come_from_the_processes(rig: Rig) -> None:
     samples = rig.samples()
 
