@@ -92,6 +92,25 @@ def num_open_files(pids: list[int]) -> int:
     return count
 
 
+def peer_ports(pid: int, local_port: int) -> set[int]:
+    """The clients' ports of the TCP connections to `local_port` that this process holds."""
+    sockets = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            sockets.add(entry.readlink().name)
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, *_, inode = line.split()[:10]
+        if f"socket:[{inode}]" in sockets and int(local.partition(":")[2], 16) == local_port:
+            found.add(int(remote.partition(":")[2], 16))
+    return found - {0}  # a socket that listens has no client
+
+
+def is_stopped(pid: int) -> bool:
+    """By SIGSTOP, and really: it is in no system call any more."""
+    return _stat_fields(pid)[0] == "T"
+
+
 def tcp_memory_mb() -> float:
     """What the kernel holds for all TCP sockets of this host: no process's PSS has it."""
     fields = next(

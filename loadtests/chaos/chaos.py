@@ -3,8 +3,10 @@
     python -m loadtests.chaos.chaos [--seconds 360] [--seeds 5] [--concurrency 40] [--out FILE.md]
 
 Clients come without end: streams, whole answers, several choices, some who leave in the middle. Meanwhile the schedule,
-drawn from the seed, kills or stops engines, workers and the broker, and replaces all workers. The ledger knows of
-every request how it ended, and for one that finished whether its text is the one its prompt has.
+drawn from the seed, kills or stops engines, workers, broker and zygote, and replaces all workers. The ledger knows of
+every request how it ended, for one that finished whether its text is the one its prompt has, and for one that broke
+whether its connection was held by a worker that was struck meanwhile: any other is unaccounted for. When all clients are
+gone nothing of theirs may be left: no sequence, no stream slot, no K/V block, no byte in a ring.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import os
 import random
 import signal
 import tempfile
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import Any
 
 from loadtests.chaos.client import Seen, complete
 from loadtests.chaos.fleet import SimFleet
+from loadtests.processes import is_stopped, peer_ports
 from loadtests.report import machine, table
 
 FLAGS = (
@@ -29,8 +33,28 @@ FLAGS = (
 )  # fmt: skip
 NUM_PROMPTS = 40
 MAX_TOKENS = (5, 40, 150)
-FAULTS = ("kill engine", "stop engine", "kill worker", "stop worker", "kill broker", "reload")
+FAULTS = ("kill engine", "stop engine", "kill worker", "stop worker", "kill broker", "kill zygote", "reload")
 QUIET_S = (1.0, 4.0)  # between two faults
+STOP_TIMEOUT_S = 5.0  # for a process to stop
+SETTLE_S = 30.0
+HELD = {  # what a fleet without clients has none of, by the beginning of its lines in /metrics
+    "running": "vllm:num_requests_running{",
+    "waiting": "vllm:num_requests_waiting{",
+    "share of K/V blocks": "vllm:kv_cache_usage_perc{",
+    "stream slots": "tokenfleet:open_streams{",
+    "fill of rings": "tokenfleet:ring_occupancy{",
+}
+
+
+@dataclass(frozen=True)
+class Blow:
+    """A worker was killed, or stopped for good. `ports` are the clients' of the connections it held."""
+
+    at_s: float
+    ports: frozenset[int]
+
+    def hit(self, seen: Seen) -> bool:
+        return seen.local_port in self.ports and seen.sent_at_s <= self.at_s <= seen.ended_at_s
 
 
 @dataclass
@@ -40,18 +64,23 @@ class Ledger:
     seed: int
     endings: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    blows: list[Blow] = field(default_factory=list)
     wrong_texts: list[str] = field(default_factory=list)
-    unaccounted: int = 0  # neither finished nor told why not, though no worker died under it
-    left_running: int = 0  # streams the engine still had when all clients were gone
+    unaccounted: list[str] = field(default_factory=list)  # no end within a minute, or broken though its worker was not
+    left: dict[str, float] = field(default_factory=dict)  # of HELD, when all clients were gone
 
     def enter(self, kind: str, seen: Seen, expected: dict[int, str]) -> None:
         self.endings[kind if kind == "left" else seen.ending] += 1
-        if kind != "left" and seen.ending == "finished" and seen.text != expected:
+        if kind == "left":
+            return
+        if seen.ending == "finished" and seen.text != expected:
             self.wrong_texts.append(f"{kind}: {seen.text} instead of {expected}")
+        if seen.ending == "broken" and not any(blow.hit(seen) for blow in self.blows):
+            self.unaccounted.append(f"{kind}: broken at {seen.ended_at_s:.3f} without cause: {seen}")
 
     @property
     def is_clean(self) -> bool:
-        return not (self.wrong_texts or self.unaccounted or self.left_running)
+        return not (self.wrong_texts or self.unaccounted or self.left)
 
 
 def body_of(prompt: int, max_tokens: int, kind: str) -> dict[str, Any]:  # Any: the JSON of a request
@@ -107,7 +136,9 @@ class Chaos:
             if not done:
                 request.cancel()
                 await asyncio.wait([request])
-                self.ledger.unaccounted += kind != "left"
+                if kind != "left":
+                    self.ledger.unaccounted.append(f"{kind}: no end within a minute: {seen}")
+                    continue
             self.ledger.enter(kind, seen, self._expected.get((prompt, max_tokens, kind), {}))
             if seen.ending != "finished":
                 await asyncio.sleep(0.1)
@@ -129,32 +160,47 @@ class Chaos:
         pids = self._fleet.pids(role)
         if not pids:
             return False
+        pid = self._random.choice(pids)
         try:
-            os.kill(self._random.choice(pids), signal.SIGKILL if verb == "kill" else signal.SIGSTOP)
-        except ProcessLookupError:
+            if role == "worker":
+                self._stop_worker(pid)
+            os.kill(pid, signal.SIGKILL if verb == "kill" else signal.SIGSTOP)
+        except (ProcessLookupError, FileNotFoundError):
             return False
         return True
 
+    def _stop_worker(self, pid: int) -> None:
+        """Before it is killed, too: what stands still holds exactly the connections that will break."""
+        os.kill(pid, signal.SIGSTOP)
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        while not is_stopped(pid) and time.monotonic() < deadline_s:
+            time.sleep(0.0005)
+        self.ledger.blows.append(Blow(time.monotonic(), frozenset(peer_ports(pid, self._fleet.port))))
+
     async def _settle(self) -> None:
         """All clients are gone: within a few seconds nothing of theirs may be left."""
-        for _ in range(300):
-            self.ledger.left_running = await self._num_running()
-            if not self.ledger.left_running:
+        deadline_s = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline_s:
+            self.ledger.left = await self._held()
+            if not self.ledger.left:
                 return
             await asyncio.sleep(0.1)
 
-    async def _num_running(self) -> int:
-        """Sequences the engine runs or has waiting and, as one more, any K/V block in use; -1 while nobody answers."""
+    async def _held(self) -> dict[str, float]:
+        """What of HELD is not zero; what nobody tells counts as held."""
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._fleet.ops_port)
         except OSError:
-            return -1
+            return dict.fromkeys(HELD, math.nan)
         writer.write(b"GET /metrics HTTP/1.1\r\nhost: fleet\r\nconnection: close\r\n\r\n")
-        text = (await reader.read()).decode()
+        lines = (await reader.read()).decode().splitlines()
         writer.close()
-        names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc{")
-        values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(names)]
-        return math.ceil(sum(values)) if values else -1  # the usage of K/V is a fraction: one lost block counts too
+        held = {}
+        for name, beginning in HELD.items():
+            values = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(beginning)]
+            if sum(values) or not values:
+                held[name] = sum(values) if values else math.nan
+        return held
 
 
 def measure(seed: int, seconds: float, concurrency: int, log_path: Path) -> Ledger:
@@ -186,12 +232,15 @@ def report(ledgers: list[Ledger], seconds: float) -> str:
         [
             str(ledger.seed), ", ".join(f"{count} {fault}" for fault, count in sorted(ledger.faults.items())),
             ", ".join(f"{count} {ending}" for ending, count in sorted(ledger.endings.items())),
-            str(len(ledger.wrong_texts)), str(ledger.unaccounted), str(ledger.left_running),
+            str(len(ledger.wrong_texts)), str(len(ledger.unaccounted)),
+            ", ".join(f"{value:g} {name}" for name, value in ledger.left.items()) or "nothing",
         ]
         for ledger in ledgers
     ]  # fmt: skip
-    head = ["seed", "faults", "requests", "wrong texts", "unaccounted", "left in the engine"]
-    return f"# Chaos\n\n{seconds:g} s per seed; {machine()}.\n\n" + table(head, rows)
+    head = ["seed", "faults", "requests", "wrong texts", "unaccounted", "left in the fleet"]
+    text = f"# Chaos\n\n{seconds:g} s per seed; {machine()}.\n\n" + table(head, rows)
+    wrong = [f"seed {ledger.seed}: {line}" for ledger in ledgers for line in ledger.unaccounted + ledger.wrong_texts]
+    return text + "".join(f"\n- {line[:400]}\n" for line in wrong)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ END_OF_STREAM = "[DONE]"
 class Seen:
     """One request as its client saw it. Times are CLOCK_MONOTONIC."""
 
+    local_port: int = 0  # 0: not connected
     status: int = 0  # 0: no response at all
     retry_after: str | None = None
     text: dict[int, str] = field(default_factory=dict)  # by choice
@@ -60,6 +61,7 @@ async def complete(
     writer = None
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
+        seen.local_port = writer.get_extra_info("sockname")[1]
         payload = json.dumps(body).encode()
         lines = [
             f"POST {path} HTTP/1.1", "host: fleet", "content-type: application/json", "connection: close",
