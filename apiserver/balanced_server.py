@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 
 import uvicorn
 
+from apiserver.http_protocol import FleetHttpProtocol
 from apiserver.quiet_server import QuietServer
-from ipc.fleet_page import Cell
+from ipc.fleet_page import Cell, State
 
 logger = logging.getLogger(__name__)
 
@@ -123,21 +124,24 @@ class BalancedServer(QuietServer):
 
     def __init__(self, config: uvicorn.Config, cell: Cell, others: Sequence[Cell]) -> None:
         super().__init__(config)
+        self._cell, self._others = cell, others
         self._connections = CountedConnections(cell)
-        self._others = others
         self.server_state.connections = self._connections  # type: ignore[assignment]  # of protocols, by uvicorn's types
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's for sockets that are given, but for who accepts."""
+        """As uvicorn's for sockets that are given, but for who accepts. Ready before the first client: who has some is
+        watched closely, who only starts may be silent for long."""
         assert sockets, "the fleet's sockets are inherited"
         await self.lifespan.startup()
 
         def create_protocol() -> asyncio.Protocol:
-            protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            protocol: FleetHttpProtocol = self.config.http_protocol_class(  # type: ignore[assignment, call-arg]
                 config=self.config, server_state=self.server_state, app_state=self.lifespan.state
             )
+            protocol.is_leaving = self.should_exit  # accepted just before that
             return protocol
 
+        self._cell.state = State.READY
         self.servers = [
             Acceptor(listener, create_protocol, self._connections, self._others, self.config.ssl)  # type: ignore[misc]
             for listener in sockets

@@ -6,11 +6,15 @@ straight to the transport, framed as HTTP chunks; the end goes back through ASGI
 `more_body`), so keep-alive, pipelining and the next request stay uvicorn's business. uvicorn touches the connection of an
 unfinished response nowhere else, and asyncio's transport keeps the order of all writes.
 
+A worker that leaves answers once more to whoever has connected: the request of a new client, or what a connection that
+was idle has just been sent, is on its way, and closing on it would lose it.
+
 Flow control is the transport's: past its high-water mark the listener is told to pause, and later to go on. Without the
 extension (another server, a test client) a response sends ordinary ASGI messages; see apiserver.event_stream.
 """
 
 import asyncio
+import select
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -22,6 +26,7 @@ MAX_HEAD_BYTES = (
     64 * 1024
 )  # request line and headers; what one read brings is parsed whatever its size, 256 KiB at most
 HIGH_WATER_BYTES = 4096  # a transport keeps each small write apart, with four times its bytes around it
+LAST_REQUEST_S = 2.0  # a worker that leaves waits so long for the first request of a client that has connected
 HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -129,6 +134,7 @@ class FleetHttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol, which also tells the response in progress of its connection."""
 
     listener: ConnectionListener | None = None
+    is_leaving = False  # the worker is: the next answer is this connection's last
     _slow_timer: asyncio.TimerHandle | None = None  # runs while the client owes us a head or a body
     _is_in_head = False
     _head_bytes = 0  # of this head, beyond the read that it began in
@@ -138,6 +144,8 @@ class FleetHttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         self._slow_timer = self.loop.call_later(self.timeout_keep_alive, self._on_slow)
+        if self.is_leaving:
+            self._await_last_request()
 
     def data_received(self, data: bytes) -> None:
         """Most requests come whole, in one read, and need no timer."""
@@ -164,6 +172,8 @@ class FleetHttpProtocol(HttpToolsProtocol):
         previous = self.cycle
         super().on_headers_complete()
         if self.cycle is not previous:  # else an upgrade took the connection
+            if self.is_leaving:
+                self.cycle.keep_alive = False
             # The cycle's task runs in a later turn of the loop, so the scope may still grow.
             joining = JoiningTransport(self.transport)
             if self.scope["method"] != "HEAD":  # which has no body to join
@@ -173,6 +183,20 @@ class FleetHttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._forget_slow_timer()
+
+    def shutdown(self) -> None:
+        """The worker leaves. The answer in progress is the last; a request that is on its way is answered too."""
+        self.is_leaving = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        elif self.cycle is None or self._is_in_head or _has_unread(self.transport):
+            self._await_last_request()
+        else:
+            self.transport.close()
+
+    def _await_last_request(self) -> None:
+        self._forget_slow_timer()
+        self._slow_timer = self.loop.call_later(min(LAST_REQUEST_S, self.timeout_keep_alive), self._on_slow)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -209,6 +233,13 @@ class FleetHttpProtocol(HttpToolsProtocol):
         if self._slow_timer is not None:
             self._slow_timer.cancel()
             self._slow_timer = None
+
+
+def _has_unread(transport: asyncio.Transport) -> bool:
+    """Whether the client has sent what this process has not read yet."""
+    poller = select.poll()
+    poller.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def stream_writer_of(scope: Any) -> StreamWriter | None:  # Any: ASGI scopes are dicts of many types

@@ -55,8 +55,10 @@ async def complete(
     path: str = "/v1/completions",
     headers: dict[str, str] | None = None,
     pause_s: float = 0.0,
+    hesitation_s: float = 0.0,
 ) -> Seen:
-    """POST a request and read it to whatever end. `pause_s` makes a slow reader: a wait behind every event."""
+    """POST a request and read it to whatever end. `pause_s` makes a slow reader: a wait behind every event;
+    `hesitation_s` lies between connecting and sending."""
     seen.sent_at_s = time.monotonic()
     writer = None
     try:
@@ -67,6 +69,8 @@ async def complete(
             f"POST {path} HTTP/1.1", "host: fleet", "content-type: application/json", "connection: close",
             f"content-length: {len(payload)}", *(f"{name}: {value}" for name, value in (headers or {}).items()),
         ]  # fmt: skip
+        if hesitation_s:
+            await asyncio.sleep(hesitation_s)
         writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + payload)
         await _read_response(reader, seen, pause_s)
     except (OSError, asyncio.IncompleteReadError, ValueError):

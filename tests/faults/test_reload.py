@@ -28,9 +28,10 @@ def has_failed(fleet: Fleet, reason: str) -> bool:
 
 
 async def keep_coming(fleet: Fleet, seen: list[Seen], until: "asyncio.Event") -> None:
-    """One request after the other."""
+    """One request after the other, each on a connection that may have been taken by a worker that leaves."""
     while not until.is_set():
-        seen.append(await complete(fleet.port, body_of(len(seen), 5), Seen()))
+        hesitation_s = len(seen) % 4 * 0.02
+        seen.append(await complete(fleet.port, body_of(len(seen), 5), Seen(), hesitation_s=hesitation_s))
 
 
 async def reload_under_load(fleet: Fleet) -> tuple[list[Seen], list[Seen]]:
@@ -38,7 +39,7 @@ async def reload_under_load(fleet: Fleet) -> tuple[list[Seen], list[Seen]]:
     short: list[Seen] = []
     is_over = asyncio.Event()
     streams = [asyncio.create_task(complete(fleet.port, body_of(n, 300), one)) for n, one in enumerate(long)]
-    comers = [asyncio.create_task(keep_coming(fleet, short, is_over)) for _ in range(4)]
+    comers = [asyncio.create_task(keep_coming(fleet, short, is_over)) for _ in range(16)]
     while not all(one.num_events > 10 for one in long):
         await asyncio.sleep(0.01)
     os.kill(fleet.process.pid, signal.SIGHUP)

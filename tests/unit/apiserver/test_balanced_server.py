@@ -3,9 +3,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+import uvicorn
 
 from apiserver import balanced_server
-from apiserver.balanced_server import Acceptor, CountedConnections
+from apiserver.balanced_server import Acceptor, BalancedServer, CountedConnections
+from apiserver.http_protocol import FleetHttpProtocol
 from ipc.fleet_page import FleetPage, State
 
 
@@ -89,3 +91,29 @@ def test_nobody_is_accepted_once_it_is_closed(listener: socket.socket, page: Fle
             return page.workers[0].num_connections
 
     assert asyncio.run(closed_first()) == 0
+
+
+def test_a_worker_is_ready_before_its_first_client_and_who_comes_while_it_leaves_is_answered_once(
+    listener: socket.socket, page: FleetPage
+) -> None:
+    own = page.workers[0]
+    own.state = State.STARTING
+    config = uvicorn.Config(lambda: None, http=FleetHttpProtocol, lifespan="off", log_config=None)
+    config.load()
+    server = BalancedServer(config, own, [])
+    server.lifespan = config.lifespan_class(config)
+
+    async def start_and_leave() -> None:
+        await server.startup([listener])
+        assert own.state == State.READY
+        with socket.create_connection(listener.getsockname()):
+            server.should_exit = True
+            while not server.server_state.connections:
+                await asyncio.sleep(0)
+            [protocol] = server.server_state.connections
+            assert isinstance(protocol, FleetHttpProtocol) and protocol.is_leaving
+            protocol.transport.close()
+            server.servers[0].close()
+            await server.servers[0].wait_closed()
+
+    asyncio.run(start_and_leave())
