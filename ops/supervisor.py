@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from config.load import ConfigError, Configuration
 from config.model_folder import ModelFolder
 from config.reload import reloaded
-from config.settings import Settings
+from config.settings import OpsSettings, Settings
 from engine_core.model_source import ModelSource
 from ipc.exposition import Exposition
 from ipc.fleet_page import Cell, State
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_S = 0.5
 STOOD_STILL_S = 1.0  # a watch this late was not the fleet's fault: a frozen container, a suspended machine
+START_TIMEOUT_S = 30.0  # of worker and broker, which load nothing
 STOP_GRACE_S = 5.0  # engines and broker, after the workers
 REPLACE_TIMEOUT_S = 60.0  # a new zygote has loaded, a new worker serves
 
@@ -243,8 +244,10 @@ class Supervisor:
             watched_s = now_s
             self._reap_strangers()
             for child in self._children:
-                timeout_s = self._step_timeout_s(child)
-                if child.cell is None or now_s - awake_since_s < timeout_s:
+                if child.cell is None:
+                    continue
+                timeout_s = silence_timeout_s(self._settings.ops, child.cell.state, is_engine=child in self._engines)
+                if now_s - awake_since_s < timeout_s:
                     continue
                 reason = _stuck_reason_or_none(child.cell, timeout_s)
                 if reason is not None:
@@ -256,13 +259,6 @@ class Supervisor:
     def _reap_strangers(self) -> None:
         if not any(child.is_spawning for child in self._children):  # a pid that is not known yet is no stranger's
             reap_strangers({child.pid for child in self._children if child.pid is not None})
-
-    def _step_timeout_s(self, child: Child) -> float:
-        """How long its loop may be silent: an engine computes one step between two beats, and a CPU takes its time."""
-        ops = self._settings.ops
-        if child.cell is not None and child.cell.state == State.STARTING:
-            return ops.engine_start_timeout_s
-        return ops.engine_step_timeout_s if child in self._engines else ops.heartbeat_timeout_s
 
     # ── reloading ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -354,6 +350,13 @@ class Supervisor:
         for task in keepers:
             task.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
+
+
+def silence_timeout_s(ops: OpsSettings, state: State, *, is_engine: bool) -> float:
+    """How long a loop may be silent: an engine computes one step between two beats, and a CPU takes its time."""
+    if state == State.STARTING:
+        return ops.engine_start_timeout_s if is_engine else max(START_TIMEOUT_S, ops.heartbeat_timeout_s)
+    return ops.engine_step_timeout_s if is_engine else ops.heartbeat_timeout_s
 
 
 def _stuck_reason_or_none(cell: Cell, timeout_s: float) -> str | None:
