@@ -118,7 +118,6 @@ GENERATE: Mapping[str, tuple[Any, ...]] = {
     "ec_transfer_params": EMPTY,
 }
 TOKEN_SAMPLING: Mapping[str, tuple[Any, ...]] = {
-    "prompt_logprobs": ANY_NULL,
     "prompt_logprob_token_ids": EMPTY,
     "prompt_logprob_start": ANY_NULL,
     "logprob_token_ids": EMPTY,
