@@ -21,9 +21,10 @@ NoEffect = Any  # whatever a client puts into a field that changes nothing here
 
 
 class Message(Struct):
-    """One turn. `content` may be text or a list of parts, of which only text is served."""
+    """One turn. `content` may be text or a list of parts, of which only text is served. `role` is for the chat template to
+    know: some models have roles of their own, such as Llama 3's ipython or Granite's document."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: str
     content: str | list[dict[str, Any]] | None = None  # Any: parts are checked one by one
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None  # Any: checked in apiserver.chat_messages
