@@ -114,8 +114,9 @@ class SamplingFields(StructuredFields, kw_only=True):
     return_weight_versions: Unserved = None
 
 
-class ChatRequest(SamplingFields, kw_only=True):
-    messages: list[Message]
+class ChatFields(SamplingFields, kw_only=True):
+    """What a chat and a batch of chats share."""
+
     logprobs: bool | None = False
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
@@ -142,6 +143,20 @@ class ChatRequest(SamplingFields, kw_only=True):
     media_io_kwargs: Unserved = None
     mm_processor_kwargs: Unserved = None
     return_prompt_text: Unserved = None
+
+
+class ChatRequest(ChatFields, kw_only=True):
+    messages: list[Message]
+
+
+class BatchChatRequest(ChatFields, kw_only=True):
+    """vLLM's: one answer to each of several chats that want the same of the model."""
+
+    messages: list[list[Message]]
+
+    def chats(self) -> list[ChatRequest]:
+        fields = {name: getattr(self, name) for name in ChatFields.__struct_fields__}
+        return [ChatRequest(messages=messages, **fields) for messages in self.messages]
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
@@ -178,6 +193,7 @@ class DetokenizeRequest(Struct, kw_only=True):
 
 
 _chat = msgspec.json.Decoder(ChatRequest)
+_batch = msgspec.json.Decoder(BatchChatRequest)
 _completion = msgspec.json.Decoder(CompletionRequest)
 _tokenize = msgspec.json.Decoder(TokenizeRequest)
 _detokenize = msgspec.json.Decoder(DetokenizeRequest)
@@ -186,6 +202,10 @@ _detokenize = msgspec.json.Decoder(DetokenizeRequest)
 def decode_chat(body: bytes) -> ChatRequest:
     """Raises InvalidRequest, as its siblings do."""
     return decode_with(_chat, body)
+
+
+def decode_batch(body: bytes) -> BatchChatRequest:
+    return decode_with(_batch, body)
 
 
 def decode_completion(body: bytes) -> CompletionRequest:

@@ -12,7 +12,14 @@ from msgspec import Struct
 from apiserver.errors import InvalidRequest
 from apiserver.schema.embeddings import EmbeddingRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest
-from apiserver.schema.requests import ChatRequest, CompletionRequest, Message, SamplingFields, TokenizeRequest
+from apiserver.schema.requests import (
+    BatchChatRequest,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    SamplingFields,
+    TokenizeRequest,
+)
 from apiserver.schema.response_requests import Reasoning, ResponseRequest, TextConfig
 from apiserver.schema.token_requests import GenerateRequest, TokenSampling
 
@@ -46,6 +53,14 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "media_io_kwargs": EMPTY,
     "mm_processor_kwargs": EMPTY,
     "return_prompt_text": FALSE,
+}
+BATCH: Mapping[str, tuple[Any, ...]] = {
+    **CHAT,
+    "stream": FALSE,
+    "n": (None, 1),
+    "tools": EMPTY,
+    "tool_choice": (None, "none"),
+    "prompt_logprobs": ANY_NULL,
 }
 COMPLETION: Mapping[str, tuple[Any, ...]] = {
     **SHARED,
@@ -133,6 +148,7 @@ MESSAGE: Mapping[str, tuple[Any, ...]] = {"refusal": EMPTY, "audio": EMPTY, "fun
 
 TABLES: Mapping[type[Struct], Mapping[str, tuple[Any, ...]]] = {
     ChatRequest: CHAT,
+    BatchChatRequest: BATCH,
     CompletionRequest: COMPLETION,
     TokenizeRequest: TOKENIZE,
     MessagesRequest: MESSAGES,
