@@ -401,7 +401,9 @@ MAY_BE_MISSING = {"resources.requests", "resources.limits", "monitoring.dashboar
 
 def _nulls(table: Object, path: str = "") -> tuple[Object, Object, list[str]]:
     """Every value set to null: those that may be missing, those that may not, and the names of these."""
-    may, must, names = {}, {}, []
+    may: Object = {}
+    must: Object = {}
+    names: list[str] = []
     for name, value in table.items():
         place = f"{path}.{name}".removeprefix(".")
         if value in (None, {}, []) or place.removeprefix("multiNode.") in MAY_BE_MISSING:
