@@ -16,7 +16,6 @@ from apiserver.middleware import RequestMiddleware
 from apiserver.openapi.document import document
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat import ChatCompletions
-from apiserver.routes.chat_batch import ChatBatch
 from apiserver.routes.chat_intake import ChatIntake
 from apiserver.routes.completions import Completions
 from apiserver.routes.embeddings import Embeddings
@@ -38,6 +37,7 @@ from apiserver.routes.operator import AbortRequests, ResetPrefixCache, StartProf
 from apiserver.routes.pages import OpenApi, StaticPage
 from apiserver.routes.render import RenderChat, RenderCompletion
 from apiserver.routes.responses import CancelResponse, Responses, StoredResponses
+from apiserver.routes.sleep import IsSleeping, Sleep, WakeUp
 from apiserver.routes.tokenize import Detokenize, Tokenize
 from apiserver.services import Services
 from apiserver.stack_sampler import StackSampler
@@ -75,7 +75,6 @@ def routes_of(services: Services) -> list[Route]:
     describe = partial(document, routes, title="tokenfleet", version=installed_version(), has_keys=has_keys)
     routes += [
         Route("/v1/chat/completions", ChatCompletions(services, intake), methods=["POST"]),
-        Route("/v1/chat/completions/batch", ChatBatch(services, intake), methods=["POST"]),
         Route("/v1/chat/completions/render", RenderChat(services, intake), methods=["POST"]),
         Route("/v1/completions", Completions(services, prompts), methods=["POST"]),
         Route("/v1/completions/render", RenderCompletion(services, prompts), methods=["POST"]),
@@ -117,6 +116,12 @@ def _optional_routes(services: Services) -> list[Route]:
             Route("/inference/v1/abort_requests", AbortRequests(control, takes_all=False), methods=["POST"]),
             Route("/reset_prefix_cache", ResetPrefixCache(control), methods=["POST"]),
             Route("/server_info", ServerInfo(services), methods=["GET"]),
+        ]
+    if server.server_dev_mode and settings.engine.engine == "vllm":
+        routes += [
+            Route("/sleep", Sleep(control), methods=["POST"]),
+            Route("/wake_up", WakeUp(control), methods=["POST"]),
+            Route("/is_sleeping", IsSleeping(control), methods=["GET"]),
         ]
     if profiler_dir is not None:
         routes += [

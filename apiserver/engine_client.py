@@ -35,6 +35,7 @@ from ipc.messages import (
     Rejected,
     SamplingParams,
     StreamId,
+    VllmExtras,
     make_stream_id,
     number_of,
 )
@@ -77,6 +78,8 @@ class Sink(Protocol):
     """What `submit` returned; the client changes it when the stream goes on in another engine."""
     submitted_s: float
     """CLOCK_MONOTONIC."""
+    attachment: bytes | None
+    """JSON that the engine gives back beside the output; the client sets it before the finish."""
 
     def take(self, token: int, now_s: float) -> None:
         """One token, the only one of this wake-up, to be used at once."""
@@ -191,6 +194,7 @@ class EngineClient:
         deadline_s: float | None = None,
         fair_key: int = 0,
         pooling: int = Pooling.NONE,
+        vllm: VllmExtras | None = None,
     ) -> StreamId:
         """Send one sequence to the engines; `prompt` is little-endian u32 ids. The sink hears of it until it ends."""
         number = self._free_number()
@@ -216,6 +220,7 @@ class EngineClient:
             deadline_s=deadline_s,
             fair_key=fair_key,
             pooling=pooling,
+            vllm=vllm,
         )
         if self._journal is not None:
             self._journal.begin(number, envelope, message, prompt)
@@ -360,7 +365,7 @@ class EngineClient:
             if note is not None and num_tokens:
                 note(payload[4 * HEADER_WORDS : 4 * (middle + num_tokens)])
             hand_out(words[HEADER_WORDS:middle], words[middle : middle + num_tokens], touched)
-            if words[1] or words[2] or words[3] or words[4] or words[5]:
+            if words[1] or words[2] or words[3] or words[4] or words[5] or words[6]:
                 num_made += self._take_rest(payload, words, touched, ended)
         ring.release()
         self._flush(touched)
@@ -405,8 +410,8 @@ class EngineClient:
     ) -> int:
         """The sections behind the tokens; returns the number of tokens in them. Finishes alone, the common case, need
         no second look at the payload."""
-        num_tokens, num_finishes, num_bulks, num_failures, num_scored, num_embeddings = words[:HEADER_WORDS]
-        if not num_bulks and not num_failures and not num_scored and not num_embeddings:
+        num_tokens, num_finishes, *others = words[:HEADER_WORDS]
+        if not any(others):
             first = HEADER_WORDS + 2 * num_tokens
             starts = range(first, first + num_finishes * FINISH_WORDS, FINISH_WORDS)
             finishes = [Finish(*words[start : start + FINISH_WORDS]) for start in starts]
@@ -426,6 +431,10 @@ class EngineClient:
             sink = self._sinks.get(embedding.stream)
             if sink is not None:
                 cast(EmbeddingSink, sink).take_embedding(embedding)  # the engine gives them to who asked for one
+        for attachment in record.attachments:
+            sink = self._sinks.get(attachment.stream)
+            if sink is not None:
+                sink.attachment = attachment.content
         ended += record.finishes
         ended += record.failures
         num_made = sum(len(token_ids) for _, token_ids in record.bulks) + sum(

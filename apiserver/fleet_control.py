@@ -9,10 +9,12 @@ import asyncio
 from apiserver.engine_client import EngineClient
 from apiserver.errors import Overloaded
 from apiserver.stack_sampler import StackSampler
-from ipc.messages import Action, Answered, Control, EngineAnswer, ProfileOptions
+from ipc.messages import Action, Answered, Control, EngineAnswer, ProfileOptions, ResetOptions, SleepOptions
 
 ANSWER_S = 20.0  # behind one step of every engine, however long a prompt is prefilled in it
-TRACE_S = 120.0  # a trace is written before the engine answers
+LONG_ANSWER_S = 120.0
+LONG = {Action.STOP_PROFILE, Action.SLEEP, Action.WAKE_UP}  # a trace is written first, or weights are moved
+NO_PROFILE, PLAIN_RESET, PLAIN_SLEEP = ProfileOptions(), ResetOptions(), SleepOptions()
 
 
 class FleetControl:
@@ -25,18 +27,24 @@ class FleetControl:
         client.on_control = self._on_control
 
     async def tell(
-        self, action: Action, *, request_ids: tuple[str, ...] = (), profile: ProfileOptions | None = None
+        self,
+        action: Action,
+        *,
+        request_ids: tuple[str, ...] = (),
+        profile: ProfileOptions = NO_PROFILE,
+        reset: ResetOptions = PLAIN_RESET,
+        sleep: SleepOptions = PLAIN_SLEEP,
     ) -> tuple[EngineAnswer, ...]:
         """One answer of each engine that is ready. Raises Overloaded when they do not come."""
         ticket = self._client.new_ticket()
         answered: asyncio.Future[tuple[EngineAnswer, ...]] = asyncio.get_running_loop().create_future()
         self._questions[ticket] = answered
         control = Control(
-            ticket=ticket, action=action, request_ids=request_ids, profile=profile or ProfileOptions()
+            ticket=ticket, action=action, request_ids=request_ids, profile=profile, reset=reset, sleep=sleep
         )  # fmt: skip
         self._client.control(control)
         try:
-            async with asyncio.timeout(TRACE_S if action is Action.STOP_PROFILE else ANSWER_S):
+            async with asyncio.timeout(LONG_ANSWER_S if action in LONG else ANSWER_S):
                 return await answered
         except TimeoutError:
             raise Overloaded("not every engine has answered", retry_after_s=1, reason="no_answer") from None

@@ -17,7 +17,7 @@ from apiserver.errors import ApiError, GenerationFailed, InvalidRequest, Overloa
 from apiserver.metrics import WorkerMetrics
 from apiserver.parsed_text import OutputFormat, ParsedText
 from apiserver.text_stream import TextStream
-from ipc.messages import NO_LOGPROBS, Pooling, SamplingParams, StreamId
+from ipc.messages import NO_LOGPROBS, Pooling, SamplingParams, StreamId, VllmExtras
 from ipc.record import NO_STOP_TOKEN, Embedding, Finish, FinishCode, Scored
 
 
@@ -58,6 +58,8 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     counts_reasoning: bool = False  # the model may reason: usage says how many tokens it took
     fair_key: int = 0  # which of several API keys it came with, from 1; 0: there is no more than one
     details: AnswerDetails | None = None  # None: the answer is what it is without
+    lora: str = ""  # an adapter's name; "": the model as it is
+    kv_transfer_params: bytes = b""  # MessagePack; b"": none
 
     @property
     def num_choices(self) -> int:
@@ -66,6 +68,12 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     @property
     def has_logprobs(self) -> bool:
         return self.sampling.num_logprobs != NO_LOGPROBS
+
+    @property
+    def vllm(self) -> VllmExtras | None:
+        if not self.lora and not self.kv_transfer_params:
+            return None
+        return VllmExtras(lora=self.lora, kv_transfer_params=self.kv_transfer_params)
 
     def sampling_of(self, prompt: int, choice: int) -> SamplingParams:
         """A seed gives each choice of a prompt its own, as in vLLM."""
@@ -109,7 +117,7 @@ class Choice:
     """One stream on its way to the client. `index` is the choice's place in the response."""
 
     __slots__ = (
-        "_first_token_s", "_last_token_s", "_metrics", "_on_end", "engine_finish", "error",
+        "_first_token_s", "_last_token_s", "_metrics", "_on_end", "attachment", "engine_finish", "error",
         "finish_reason", "index", "scores", "stop_reason", "stream_id", "submitted_s", "text", "tokens",
         "told_stop_ids",
     )  # fmt: skip
@@ -126,6 +134,7 @@ class Choice:
         self.told_stop_ids: tuple[int, ...] = ()
         self.engine_finish: Finish | None = None
         self.error: StreamError | None = None
+        self.attachment: bytes | None = None
         self._metrics, self._on_end = metrics, on_end
         self.submitted_s = time.monotonic()
         self._first_token_s = self._last_token_s = 0.0
@@ -305,6 +314,7 @@ _REASONS = {FinishCode.STOP: "stop", FinishCode.LENGTH: "length", FinishCode.ABO
 def submit(request: GenerationRequest, choices: Sequence[Choice], client: EngineClient, metrics: WorkerMetrics) -> None:
     """Send every choice to the engines; on return each has its stream, or has failed already."""
     metrics.params_n.observe(request.n)
+    vllm = request.vllm
     for prompt_index, prompt in enumerate(request.prompts):
         metrics.params_max_tokens.observe(request.max_tokens[prompt_index])
         block_hashes = client.block_hashes(prompt.ids, request.cache_salt)
@@ -323,6 +333,7 @@ def submit(request: GenerationRequest, choices: Sequence[Choice], client: Engine
                 deadline_s=request.deadline_s,
                 fair_key=request.fair_key,
                 pooling=request.pooling,
+                vllm=vllm,
             )
 
 

@@ -1,6 +1,7 @@
 """What the routes of one worker reach through the ASGI state: built once by apiserver.worker, never looked up globally."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from apiserver.engine_client import EngineClient
@@ -8,6 +9,7 @@ from apiserver.keyring import Keyring
 from apiserver.metrics import WorkerMetrics
 from apiserver.preload import Preloaded
 from apiserver.responses.store import ResponseStore
+from config.lora import lora_paths
 from config.model_folder import ModelFolder
 from config.settings import Settings
 from ipc.exposition import Exposition
@@ -30,3 +32,8 @@ class Services:
     keyring: Keyring  # false: the server is open
     response_store: ResponseStore | None = None  # None: /v1/responses stores nothing
     tracer: "RequestTracer | None" = None  # None: tracing is off
+
+    @cached_property
+    def lora_paths(self) -> dict[str, str]:
+        """By the names under which clients ask for them."""
+        return lora_paths(self.settings.engine.lora_modules)

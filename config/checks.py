@@ -7,6 +7,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from config.api_keys import KeyFileError, read_api_keys
 from config.load import Configuration
+from config.lora import lora_paths
 from config.model_folder import ModelFolder
 from config.packages import is_installed
 from config.settings import Settings
@@ -42,6 +43,9 @@ def faults_with_model(settings: Settings, model: ModelFolder) -> list[str]:
         faults.append(
             f"--block-size {engine.block_size} exceeds the longest sequence of {model.max_model_len} tokens: lower it"
         )
+    for name in lora_paths(engine.lora_modules):
+        if name in model.served_names:
+            faults.append(f"--lora-modules: {name} is the name of the model itself")
     if not model.eos_token_ids:
         faults.append(f"{model.path}/config.json names no eos_token_id: outputs would never end by themselves")
     return faults
@@ -100,7 +104,7 @@ def _check_tracing(configuration: Configuration) -> Iterator[str]:
 def _check_vllm(configuration: Configuration) -> Iterator[str]:
     engine = configuration.settings.engine
     if engine.engine != "vllm":
-        for name in ("vllm_python", "vllm_args", "vllm_handshake", "vllm_version"):
+        for name in ("vllm_python", "vllm_args", "vllm_handshake", "vllm_version", "lora_modules"):
             if configuration.is_set(name):
                 yield f"--{name.replace('_', '-')} is for --engine vllm only: set that too, or drop it"
         return
@@ -116,6 +120,12 @@ def _check_vllm(configuration: Configuration) -> Iterator[str]:
         )
     if engine.vllm_python is None and engine.vllm_args:
         yield "--vllm-args are for a vLLM that is started here, with --vllm-python"
+    if any(argument.split("=")[0] == "--lora-modules" for argument in engine.vllm_args):
+        yield "--lora-modules belongs before --: a vLLM without its API server would know no names"
+    try:
+        lora_paths(engine.lora_modules)
+    except ValueError as error:
+        yield f"--lora-modules: {error}"
     address = urlsplit(engine.vllm_handshake or "tcp://localhost:1")
     if address.scheme != "tcp" or not address.hostname or not _has_port(address):
         yield f"--vllm-handshake {engine.vllm_handshake} is not tcp://HOST:PORT"

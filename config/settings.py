@@ -172,6 +172,10 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             description="engine vllm: tcp://HOST:PORT where an engine started elsewhere says HELLO; engine n at PORT + n"
         ),
     ] = None
+    lora_modules: Annotated[
+        tuple[str, ...],
+        Meta(description="engine vllm: NAME=PATH of a LoRA adapter that clients may ask for by its name"),
+    ] = ()
     vllm_version: Annotated[
         str | None,
         Meta(description="engine vllm: take messages to have this version's layout, whatever vLLM says it is"),

@@ -71,8 +71,11 @@ class EngineMetrics:
         self._own_kv_usage = writer.gauge("tokenfleet:engine_kv_usage", **own)
         self._tokens = writer.counter("tokenfleet:engine_tokens", **own)
         self._ring_full_waits = Tally(writer.counter("tokenfleet:ring_full_waits", **own))
-        for state in ("awake", "weights_offloaded", "discard_all"):
-            writer.gauge("vllm:engine_sleep_state", **fleet, sleep_state=state).set(state == "awake")
+        self._sleep_states = {
+            level: writer.gauge("vllm:engine_sleep_state", **fleet, sleep_state=state)
+            for level, state in ((None, "awake"), (1, "weights_offloaded"), (2, "discard_all"))
+        }
+        self.on_sleep(None)
         if num_draft_places:
             self._drafts = Tally(writer.counter("vllm:spec_decode_num_drafts", **fleet))
             self._draft_tokens = Tally(writer.counter("vllm:spec_decode_num_draft_tokens", **fleet))
@@ -106,6 +109,11 @@ class EngineMetrics:
         self._accepted_tokens.grow_to(sum(accepted_per_place))
         for tally, accepted in zip(self._accepted_per_place, accepted_per_place, strict=True):
             tally.grow_to(accepted)
+
+    def on_sleep(self, level: int | None) -> None:
+        """None: it is awake. At level 0 it only rests, and is in no state that has a name."""
+        for other, gauge in self._sleep_states.items():
+            gauge.set(other == level)
 
     def on_load(self, num_running: int, num_waiting: int, kv_usage: float, num_full_waits: int = 0) -> None:
         """How it stands now; `num_full_waits` counts since the process began."""

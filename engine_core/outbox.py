@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from engine_core.plan import Int32Array
 from engine_core.step_output import Ending, SampledTokens
 from ipc.record import (
+    ATTACHMENT_WORDS,
     EMBEDDING_WORDS,
     FINISH_WORDS,
     HEADER_BYTES,
     HEADER_WORDS,
     SCORED_WORDS,
+    Attachment,
     Embedding,
     Failure,
     Finish,
@@ -142,6 +144,11 @@ class Outbox:
         self._slots = np.arange(len(self._lanes) + 1)
 
     @property
+    def max_attachment_bytes(self) -> int:
+        """A longer one is not to be sent: with the last piece of its answer it would not fit a record."""
+        return min(lane.ring.max_payload_bytes for lane in self._lanes) // 2
+
+    @property
     def num_slots(self) -> int:
         return len(self._lanes)
 
@@ -257,8 +264,8 @@ def _packed(endings: Sequence[Ending], max_words: int, first_words: int) -> Iter
 
 def _pieces(endings: Sequence[Ending], max_words: int) -> Iterator[Ending]:
     """Endings, and before one with a bulk or an embedding too large for a record its first pieces, which end nothing."""
-    per_piece = max_words - max(_BULK_WORDS, EMBEDDING_WORDS) - FINISH_WORDS
     for ending in endings:
+        per_piece = max_words - max(_BULK_WORDS, EMBEDDING_WORDS) - FINISH_WORDS - _attachment_words(ending)
         output_ids, embedding, offset = ending.output_ids, ending.embedding, 0
         while output_ids is not None and len(output_ids) > per_piece:
             yield Ending(ending.slot, ending.record, output_ids[:per_piece], is_last=False)
@@ -268,14 +275,20 @@ def _pieces(endings: Sequence[Ending], max_words: int) -> Iterator[Ending]:
                 ending.slot, ending.record, embedding=embedding[:per_piece], embedding_offset=offset, is_last=False
             )
             embedding, offset = embedding[per_piece:], offset + per_piece
-        yield Ending(ending.slot, ending.record, output_ids, embedding, offset)
+        yield Ending(ending.slot, ending.record, output_ids, embedding, offset, ending.attachment)
 
 
 def _num_words(ending: Ending) -> int:
     bulk_words = 0 if ending.output_ids is None else _BULK_WORDS + len(ending.output_ids)
     if ending.embedding is not None:
         bulk_words += EMBEDDING_WORDS + len(ending.embedding)
-    return bulk_words + (FINISH_WORDS if isinstance(ending.record, Finish) else _FAILURE_WORDS)
+    return (
+        bulk_words + _attachment_words(ending) + (FINISH_WORDS if isinstance(ending.record, Finish) else _FAILURE_WORDS)
+    )
+
+
+def _attachment_words(ending: Ending) -> int:
+    return 0 if ending.attachment is None else ATTACHMENT_WORDS + (len(ending.attachment) + 3) // 4
 
 
 def _pack(endings: Sequence[Ending]) -> bytes:
@@ -289,4 +302,5 @@ def _pack(endings: Sequence[Ending]) -> bytes:
             for e in endings
             if e.embedding is not None
         ],
+        attachments=[Attachment(e.record.stream, e.attachment) for e in endings if e.attachment is not None],
     )

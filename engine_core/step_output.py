@@ -41,4 +41,5 @@ class Ending:
     output_ids: Int32Array | None = None  # a non-streaming request's tokens, without the stop id
     embedding: NDArray[np.float32] | None = None  # (hidden_size,), or the piece of it from `embedding_offset` on
     embedding_offset: int = 0
+    attachment: bytes | None = None  # JSON
     is_last: bool = True  # False: a piece of output_ids or embedding; more follows before the end

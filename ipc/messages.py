@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from ipc.grammar import Grammar
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 StreamId = NewType("StreamId", int)
 """64 bits: worker slot (16), worker generation (16), number within the generation (32)."""
@@ -98,6 +98,13 @@ class Pooling(IntEnum):
     MEAN = 2  # of all tokens
 
 
+class VllmExtras(Struct, frozen=True, array_like=True, kw_only=True):
+    """Of a request: what the engine `vllm` alone understands."""
+
+    lora: str = ""  # name of the adapter, one of --lora-modules; "": none
+    kv_transfer_params: bytes = b""  # for vLLM's KV connector: a MessagePack map; b"": none
+
+
 class Generate(Struct, frozen=True, array_like=True, tag=1, kw_only=True):
     """Compute one sequence. The prompt's token ids stand behind it in its parcel."""
 
@@ -110,6 +117,7 @@ class Generate(Struct, frozen=True, array_like=True, tag=1, kw_only=True):
     deadline_s: float | None = None  # CLOCK_MONOTONIC; not started by then: failed without prefill
     fair_key: int = 0  # requests of a key share the engine fairly with those of other keys; 0: no key
     pooling: int = Pooling.NONE  # else the answer is an embedding; then max_tokens is 1, and its token means nothing
+    vllm: VllmExtras | None = None
 
 
 class Abort(Struct, frozen=True, array_like=True, tag=2, kw_only=True):
@@ -191,6 +199,9 @@ class Action(IntEnum):
     RESET_PREFIX_CACHE = 2  # no later request finds K/V of an earlier one; running requests go on
     START_PROFILE = 3
     STOP_PROFILE = 4
+    SLEEP = 5  # give memory back, as an engine `vllm` can; requests wait
+    WAKE_UP = 6
+    IS_SLEEPING = 7
 
 
 class ProfileOptions(Struct, frozen=True, array_like=True, kw_only=True):
@@ -201,6 +212,19 @@ class ProfileOptions(Struct, frozen=True, array_like=True, kw_only=True):
     max_iterations: int = 0  # steps until it ends; 0: when it is stopped
 
 
+class ResetOptions(Struct, frozen=True, array_like=True, kw_only=True):
+    """What a reset takes along that the engine `vllm` would else keep."""
+
+    running: bool = False  # K/V of running requests, which compute it again
+    external: bool = False  # what a KV connector holds
+
+
+class SleepOptions(Struct, frozen=True, array_like=True, kw_only=True):
+    level: int = 1  # 0: nothing runs; 1: weights go to the host's memory, K/V is dropped; 2: weights are dropped too
+    mode: str = "abort"  # what becomes of running requests: abort, wait (until they end), keep
+    tags: tuple[str, ...] = ()  # WAKE_UP: what comes back; (): everything
+
+
 class Control(Struct, frozen=True, array_like=True, tag=11, kw_only=True):
     """An operator's word, through any worker, to all engines and all workers."""
 
@@ -208,6 +232,8 @@ class Control(Struct, frozen=True, array_like=True, tag=11, kw_only=True):
     action: int
     request_ids: tuple[str, ...] = ()  # ABORT_REQUESTS: those of these ids; (): all
     profile: ProfileOptions = ProfileOptions()
+    reset: ResetOptions = ResetOptions()
+    sleep: SleepOptions = SleepOptions()
 
 
 class EngineAnswer(Struct, frozen=True, array_like=True, tag=12, kw_only=True):
@@ -215,7 +241,7 @@ class EngineAnswer(Struct, frozen=True, array_like=True, tag=12, kw_only=True):
 
     engine: int
     ticket: int
-    count: int = 0  # requests aborted, blocks forgotten, traces begun or written
+    count: int = 0  # requests aborted, blocks forgotten, traces begun or written; 1: it sleeps, or is awake again
     fault: str = ""  # why it could not be done, in one line
 
 

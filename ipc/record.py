@@ -7,7 +7,8 @@ word  field        meaning
    3  num_failures entries of the failure section
    4  num_scored   entries of the scored section
    5  num_embeddings  entries of the embedding section
-   6… tokens       struct of arrays: num_tokens stream numbers, then num_tokens token ids
+   6  num_attachments  entries of the attachment section
+   7… tokens       struct of arrays: num_tokens stream numbers, then num_tokens token ids
    …  bulks        per entry: stream number, count, then count token ids: a non-streaming request, delivered once;
                    one too long for a record (RingWriter.max_payload_bytes) comes in pieces over several, in order
    …  finishes     FINISH_WORDS words per entry, see Finish
@@ -18,6 +19,8 @@ word  field        meaning
                    are float32
    …  embeddings   per entry: stream number, offset, count, then count float32: one stream's vector, or the piece of it that
                    begins at the offset; one too long for a record comes in pieces over several, in order
+   …  attachments  per entry: stream number, byte length, then JSON padded with NUL to whole words: what an engine gives back
+                   beside the output, before the finish
 
 A stream number is the low half of its StreamId; slot and generation are the ring's. A stream's tokens stand before its
 finish. Per stream the sections keep the order in which the engine produced; each stream has one token in the token
@@ -30,11 +33,12 @@ from enum import IntEnum
 
 from msgspec import Struct
 
-HEADER_WORDS = 6
+HEADER_WORDS = 7
 HEADER_BYTES = 4 * HEADER_WORDS
 SCORED_WORDS = 6  # of an entry, beside two per alternative
 FINISH_WORDS = 10
 EMBEDDING_WORDS = 3  # of an entry, beside one per value
+ATTACHMENT_WORDS = 2  # of an entry, beside its JSON
 
 
 class FinishCode(IntEnum):
@@ -96,6 +100,13 @@ class Embedding(Struct, frozen=True, eq=False):
     values: "array[float]"  # of type "f"
 
 
+class Attachment(Struct, frozen=True):
+    """What an engine gives back beside a stream's output: vLLM's kv_transfer_params."""
+
+    stream: int
+    content: bytes  # a JSON object
+
+
 class StepRecord(Struct):
     """A record taken apart; `tokens` pairs stand as two lists of equal length."""
 
@@ -106,6 +117,7 @@ class StepRecord(Struct):
     failures: list[Failure]
     scored: list[Scored]
     embeddings: list[Embedding]
+    attachments: list[Attachment]
 
 
 def pack_record(
@@ -117,6 +129,7 @@ def pack_record(
     failures: Iterable[Failure] = (),
     scored: Iterable[Scored] = (),
     embeddings: Iterable[Embedding] = (),
+    attachments: Iterable[Attachment] = (),
 ) -> bytes:
     """The general packer, for any mix of sections. `streams` and `tokens` have equal length."""
     words = array("I", bytes(HEADER_BYTES))
@@ -125,7 +138,7 @@ def pack_record(
     words.extend(tokens)
     if len(words) - HEADER_WORDS != 2 * num_tokens:
         raise ValueError(f"streams={num_tokens} tokens={len(words) - HEADER_WORDS - num_tokens} must be equal")
-    num_bulks = num_finishes = num_failures = num_scored = num_embeddings = 0
+    num_bulks = num_finishes = num_failures = num_scored = num_embeddings = num_attachments = 0
     for stream, ids in bulks:
         body = array("I", ids)
         words.extend((stream, len(body)))
@@ -143,7 +156,7 @@ def pack_record(
     for failure in failures:
         text = failure.message.encode()[:1024].decode(errors="ignore").encode()
         words.extend((failure.stream, failure.code, len(text)))
-        words.frombytes(text.ljust(-len(text) % 4 + len(text), b"\0"))
+        words.frombytes(_padded(text))
         num_failures += 1
     for entry in scored:
         flags = entry.is_stop | entry.prompt_place << 1
@@ -156,7 +169,11 @@ def pack_record(
         words.extend((embedding.stream, embedding.offset, len(embedding.values)))
         words.frombytes(embedding.values.tobytes())
         num_embeddings += 1
-    counts = num_tokens, num_finishes, num_bulks, num_failures, num_scored, num_embeddings
+    for attachment in attachments:
+        words.extend((attachment.stream, len(attachment.content)))
+        words.frombytes(_padded(attachment.content))
+        num_attachments += 1
+    counts = num_tokens, num_finishes, num_bulks, num_failures, num_scored, num_embeddings, num_attachments
     words[:HEADER_WORDS] = array("I", counts)
     return words.tobytes()
 
@@ -168,10 +185,11 @@ def unpack_record(payload: bytes | memoryview) -> StepRecord:
     """
     view = memoryview(payload).cast("B")
     words = view.cast("I").tolist()
-    num_tokens, num_finishes, num_bulks, num_failures, num_scored, num_embeddings = words[:HEADER_WORDS]
+    counts = words[:HEADER_WORDS]
+    num_tokens, num_finishes, num_bulks, num_failures, num_scored, num_embeddings, num_attachments = counts
     streams_end = HEADER_WORDS + num_tokens
     at = streams_end + num_tokens
-    record = StepRecord(words[HEADER_WORDS:streams_end], words[streams_end:at], [], [], [], [], [])
+    record = StepRecord(words[HEADER_WORDS:streams_end], words[streams_end:at], [], [], [], [], [], [])
     for _ in range(num_bulks):
         stream, count = words[at : at + 2]
         record.bulks.append((stream, words[at + 2 : at + 2 + count]))
@@ -199,6 +217,16 @@ def unpack_record(payload: bytes | memoryview) -> StepRecord:
         at += EMBEDDING_WORDS
         record.embeddings.append(Embedding(stream, offset, array("f", view[4 * at : 4 * (at + count)].tobytes())))
         at += count
+    for _ in range(num_attachments):
+        stream, length = words[at : at + ATTACHMENT_WORDS]
+        at += ATTACHMENT_WORDS
+        record.attachments.append(Attachment(stream, bytes(view[4 * at : 4 * at + length])))
+        at += (length + 3) // 4
     if at != len(words):
         raise ValueError(f"record of {len(words)} words, its sections make {at}")
     return record
+
+
+def _padded(text: bytes) -> bytes:
+    """To whole words."""
+    return text.ljust(-len(text) % 4 + len(text), b"\0")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from loadtests.embedded_model import embedded_model
-from tests.integration.fleet import Fleet
+from tests.integration.fleet import START_TIMEOUT_S, Fleet
 
+VLLM_START_TIMEOUT_S = 600.0  # its imports alone take half a minute of a core
 VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -50,5 +51,5 @@ def core_fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         os.environ.update(VLLM_ENV)
         flags += ["--engine", "vllm", "--vllm-python", vllm_python, "--max-model-len", "8192"]
         flags += ["--", "--enforce-eager", "--block-size", "32"]  # its own 128 would share nothing of short prompts
-    with Fleet(log_path, *flags) as fleet:
+    with Fleet(log_path, *flags, start_timeout_s=VLLM_START_TIMEOUT_S if vllm_python else START_TIMEOUT_S) as fleet:
         yield fleet

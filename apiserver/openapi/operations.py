@@ -10,13 +10,7 @@ from msgspec import Struct
 from apiserver.schema.embeddings import EmbeddingRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest
 from apiserver.schema.operator_requests import AbortRequest, StartProfileRequest
-from apiserver.schema.requests import (
-    BatchChatRequest,
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
-)
+from apiserver.schema.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from apiserver.schema.response_requests import ResponseRequest
 from apiserver.schema.token_requests import GenerateRequest
 
@@ -38,7 +32,6 @@ _PROBE = (503,)
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation("OpenAI", "Continue a chat", ChatRequest, _GENERATES),
-    ("POST", "/v1/chat/completions/batch"): Operation("OpenAI", "Continue several chats", BatchChatRequest),
     ("POST", "/v1/completions"): Operation("OpenAI", "Continue texts or token ids", CompletionRequest, _GENERATES),
     ("POST", "/v1/embeddings"): Operation("OpenAI", "Vectors of texts", EmbeddingRequest),
     ("POST", "/v1/responses"): Operation("OpenAI", "Create a response", ResponseRequest, _GENERATES),
@@ -63,6 +56,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "operator", "End these requests of any worker", AbortRequest, may_fail_as=_PROBE
     ),
     ("POST", "/reset_prefix_cache"): Operation("operator", "Forget the K/V of all prompts", may_fail_as=_PROBE),
+    ("POST", "/sleep"): Operation("operator", "Engines vllm give their memory back", may_fail_as=(400, 503)),
+    ("POST", "/wake_up"): Operation("operator", "Engines vllm take it again", may_fail_as=(400, 503)),
+    ("GET", "/is_sleeping"): Operation("operator", "Does an engine vllm sleep?", may_fail_as=(400, 503)),
     ("POST", "/start_profile"): Operation(
         "operator", "Profile the engines and the workers", StartProfileRequest, may_fail_as=_PROBE
     ),

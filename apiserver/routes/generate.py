@@ -43,8 +43,9 @@ def check_model(name: str | None, services: Services) -> str:
     served = services.model.served_names
     if name is None:
         return served[0]
-    if name not in served:
-        raise ModelNotFound(f"The model `{name}` does not exist; this server has: {', '.join(served)}", param="model")
+    if name not in served and name not in services.lora_paths:
+        names = ", ".join((*served, *services.lora_paths))
+        raise ModelNotFound(f"The model `{name}` does not exist; this server has: {names}", param="model")
     return name
 
 
@@ -92,6 +93,10 @@ async def answer(
     state = scope["state"]
     log: dict[str, Any] = state["log"]
     state["generation"] = request
+    if request.kv_transfer_params and services.settings.engine.engine != "vllm":
+        raise InvalidRequest("kv_transfer_params is served by the engine vllm only", param="kv_transfer_params")
+    if model in services.lora_paths:
+        request = structs.replace(request, lora=model)
     if fair_key := state.get("fair_key"):
         request = structs.replace(request, fair_key=fair_key)
     text_of = None if kinds is None else kinds.text_of

@@ -21,17 +21,19 @@ class Models:
         if name is not None:
             await send_json(send, self._card(check_model(name, self._services)))
             return
-        cards = [self._card(name) for name in self._services.model.served_names]
+        names = (*self._services.model.served_names, *self._services.lora_paths)
+        cards = [self._card(name) for name in names]
         await send_json(send, {"object": "list", "data": cards})
 
     def _card(self, name: str) -> dict[str, Any]:
-        model = self._services.model
+        """As in vLLM an adapter's parent is the model, whose length it has."""
+        model, adapter = self._services.model, self._services.lora_paths.get(name)
         return {
             "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "tokenfleet",
-            "root": model.name,
-            "parent": None,
-            "max_model_len": model.max_model_len,
+            "root": model.name if adapter is None else adapter,
+            "parent": None if adapter is None else model.name,
+            "max_model_len": model.max_model_len if adapter is None else None,
         }

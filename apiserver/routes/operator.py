@@ -7,16 +7,18 @@ profiles go. All ask for the API key where there is one.
 
 import logging
 
+from starlette.datastructures import QueryParams
 from starlette.types import Receive, Scope, Send
 
 from apiserver.asgi import read_body, send_json
 from apiserver.errors import InvalidRequest, Overloaded
 from apiserver.fleet_control import FleetControl
 from apiserver.schema.operator_requests import decode_abort, decode_start_profile
-from ipc.messages import Action, EngineAnswer
+from ipc.messages import Action, EngineAnswer, ResetOptions
 
 logger = logging.getLogger(__name__)
 
+TRUE, FALSE = ("true", "1", "yes", "on", "t", "y"), ("false", "0", "no", "off", "f", "n")
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
 
@@ -40,13 +42,18 @@ class AbortRequests:
 
 
 class ResetPrefixCache:
-    """No later request finds K/V of an earlier one. Running requests go on, so unlike vLLM's it need not be tried again."""
+    """No later request finds K/V of an earlier one. Running requests go on, so unlike vLLM's it need not be tried again; its
+    `reset_running_requests` and `reset_external` are for an engine vllm."""
 
     def __init__(self, control: FleetControl) -> None:
         self._control = control
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answers = _of_engines(await self._control.tell(Action.RESET_PREFIX_CACHE))
+        query = QueryParams(scope["query_string"])
+        reset = ResetOptions(
+            running=_flag(query, "reset_running_requests"), external=_flag(query, "reset_external")
+        )  # fmt: skip
+        answers = of_engines(await self._control.tell(Action.RESET_PREFIX_CACHE, reset=reset))
         logger.info("prefix cache reset", extra={"num_blocks": sum(answer.count for answer in answers)})
         await send_json(send, {"success": all(not answer.fault for answer in answers)})
 
@@ -59,7 +66,7 @@ class StartProfile:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = decode_start_profile(await read_body(scope, receive, MAX_BODY_BYTES))
-        _check(_of_engines(await self._control.tell(Action.START_PROFILE, profile=request.options)))
+        check_faults(of_engines(await self._control.tell(Action.START_PROFILE, profile=request.options)))
         await send_json(send, {"status": "started"})
 
 
@@ -70,18 +77,26 @@ class StopProfile:
         self._control = control
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        _check(await self._control.tell(Action.STOP_PROFILE))
+        check_faults(await self._control.tell(Action.STOP_PROFILE))
         await send_json(send, {"status": "stopped"})
 
 
-def _of_engines(answers: tuple[EngineAnswer, ...]) -> tuple[EngineAnswer, ...]:
+def _flag(query: QueryParams, name: str) -> bool:
+    """As FastAPI reads one. Raises InvalidRequest."""
+    value = query.get(name, "false").lower()
+    if value not in TRUE + FALSE:
+        raise InvalidRequest(f"{name} must be true or false", param=name)
+    return value in TRUE
+
+
+def of_engines(answers: tuple[EngineAnswer, ...]) -> tuple[EngineAnswer, ...]:
     """Raises Overloaded where there is none."""
     if not answers:
         raise Overloaded("no engine is ready", retry_after_s=1, reason="no_engine")
     return answers
 
 
-def _check(answers: tuple[EngineAnswer, ...]) -> None:
+def check_faults(answers: tuple[EngineAnswer, ...]) -> None:
     """Raises InvalidRequest that quotes the engines that could not."""
     faults = [f"engine {answer.engine}: {answer.fault}" for answer in answers if answer.fault]
     if faults:

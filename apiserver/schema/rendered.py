@@ -52,7 +52,7 @@ def rendered_request(
         "stream_options": _stream_options(request),
         "cache_salt": request.cache_salt,
         "priority": generation.priority,
-        "kv_transfer_params": None,
+        "kv_transfer_params": request.kv_transfer_params,
         "ec_transfer_params": None,
     }
 
@@ -94,11 +94,6 @@ def _sampling(request: SamplingFields, generation: GenerationRequest, place: int
 
 
 def _structured_outputs(grammar: Grammar) -> Json:
-    asked = _asked(grammar)
-    return {**asked, "disable_any_whitespace": True} if grammar.is_compact else asked
-
-
-def _asked(grammar: Grammar) -> Json:
     match grammar.kind:
         case "json_object":
             return {"json_object": True}

@@ -4,9 +4,11 @@ Chunks are not built per token, and the bytes of a stream's events are put toget
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import Raw
 
 from apiserver.collected_details import CollectedDetails
 from apiserver.errors import ApiError
@@ -170,7 +172,7 @@ class CompletionEvents(_Events):
 
 def chat_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
     rows = [{**_choice(choice), "message": _message(choice)} for choice in choices]
-    body = {**_base(response_id, "chat.completion", model, rows, usage), **_CHAT}
+    body = {**_base(response_id, "chat.completion", model, choices, rows, usage), **_CHAT}
     if isinstance(choices[0], CollectedDetails):
         body["prompt_token_ids"] = choices[0].prompt_ids
         body["prompt_logprobs"] = choices[0].prompt_logprobs
@@ -212,7 +214,7 @@ def calls_of(parts: list[Part]) -> list[dict[str, Any]]:
 
 def completion_body(response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
     rows = [_completion_choice(choice) for choice in choices]
-    return _encode(_base(response_id, "text_completion", model, rows, usage))
+    return _encode(_base(response_id, "text_completion", model, choices, rows, usage))
 
 
 def _completion_choice(choice: CollectedChoice) -> dict[str, Any]:
@@ -227,7 +229,7 @@ def _completion_choice(choice: CollectedChoice) -> dict[str, Any]:
 _MESSAGE = dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
 _CHOICE = dict.fromkeys(("token_ids", "routed_experts"))
 _COMPLETION_CHOICE = dict.fromkeys(("prompt_logprobs", "prompt_token_ids"))
-_BODY = dict.fromkeys(("service_tier", "system_fingerprint", "kv_transfer_params", "ec_transfer_params", "metrics"))
+_BODY = dict.fromkeys(("service_tier", "system_fingerprint", "ec_transfer_params", "metrics"))
 _CHAT = dict.fromkeys(("prompt_logprobs", "prompt_token_ids", "prompt_text"))
 
 
@@ -249,13 +251,27 @@ def _finish_reason(choice: CollectedChoice) -> str | None:
     return choice.text.finish_reason(reason) if reason and isinstance(choice.text, ParsedText) else reason
 
 
-def _base(response_id: str, kind: str, model: str, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+def _base(
+    response_id: str,
+    kind: str,
+    model: str,
+    choices: Sequence[CollectedChoice],
+    rows: list[dict[str, Any]],
+    usage: Usage,
+) -> dict[str, Any]:
     return {
         "id": response_id,
         "object": kind,
         "created": int(time.time()),
         "model": model,
-        "choices": choices,
+        "choices": rows,
         "usage": {"completion_tokens_details": None, **usage_object(usage)},
         **_BODY,
+        "kv_transfer_params": kv_transfer_params(choices),
     }
+
+
+def kv_transfer_params(choices: Sequence[CollectedChoice]) -> Raw | None:
+    """What vLLM's KV connector says of the first choice's blocks."""
+    attachment = choices[0].attachment
+    return None if attachment is None else Raw(attachment)

@@ -33,7 +33,6 @@ class TokenSampling(Struct, kw_only=True):
     max_tokens: int | None = None
     min_tokens: int | None = None
     logprobs: int | None = None
-    prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = True
     spaces_between_special_tokens: bool | None = None
     bad_words: list[str] | None = None
@@ -49,6 +48,7 @@ class TokenSampling(Struct, kw_only=True):
     output_kind: NoEffect = None
     skip_clone: NoEffect = None
 
+    prompt_logprobs: Unserved = None
     prompt_logprob_token_ids: Unserved = None
     prompt_logprob_start: Unserved = None
     logprob_token_ids: Unserved = None
@@ -60,7 +60,7 @@ class TokenSampling(Struct, kw_only=True):
     watermarking: Unserved = None
 
 
-_OWN = {"max_tokens", "logprob_token_ids", "repetition_detection", "routed_experts_prompt_start"}
+_OWN = {"max_tokens", "prompt_logprobs", "logprob_token_ids", "repetition_detection", "routed_experts_prompt_start"}
 _OWN |= {"thinking_token_budget", "watermarking"}
 _OF_COMPLETIONS = set(TokenSampling.__struct_fields__) & set(CompletionRequest.__struct_fields__) - _OWN
 
@@ -84,12 +84,12 @@ class GenerateRequest(Struct, kw_only=True):
     priority: int | None = 0
     reasoning_ended: bool | None = None  # None: the prompt is looked at
     reasoning_parser_kwargs: ReasoningParserKwargs | None = None
+    kv_transfer_params: dict[str, Any] | None = None  # Any: for vLLM's KV connector, as it is
 
     token_offsets: NoEffect = None
 
     features: Unserved = None
     content_parts: Unserved = None
-    kv_transfer_params: Unserved = None
     ec_transfer_params: Unserved = None
 
 
@@ -118,6 +118,7 @@ def completion_of(request: GenerateRequest, max_model_len: int) -> CompletionReq
         stream_options=request.stream_options if request.stream else None,
         request_id=request.request_id,
         cache_salt=request.cache_salt,
+        kv_transfer_params=request.kv_transfer_params,
         priority=request.priority,
         **{name: getattr(sampling, name) for name in _OF_COMPLETIONS},
     )

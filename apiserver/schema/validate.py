@@ -7,6 +7,8 @@ generation_config.json, as with vLLM's `--generation-config auto`, and then from
 from array import array
 from typing import TypeVar, cast
 
+import msgspec
+
 from apiserver.answer_details import AnswerDetails
 from apiserver.errors import ContextTooLong, InvalidRequest
 from apiserver.generation import GenerationRequest, Prompt
@@ -74,6 +76,7 @@ def generation_request(
         output_format=output_format,
         counts_reasoning=counts_reasoning,
         details=_details_or_none(request, output_format),
+        kv_transfer_params=msgspec.msgpack.encode(request.kv_transfer_params) if request.kv_transfer_params else b"",
     )
 
 

@@ -6,8 +6,9 @@ where that gives the text it would have had: its output so far becomes prompt, w
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 import zmq
 from msgspec import Raw
@@ -15,16 +16,17 @@ from msgspec import Raw
 from engine_core.metrics import EngineMetrics
 from engine_core.outbox import Outbox, TokenLane
 from engine_core.step_output import Ending
+from engine_core.vllm.calls import Calls, Controls
 from engine_core.vllm.faults import fault_or_none, size_fault_or_none
 from engine_core.vllm.link import EngineGone, EngineLink
 from engine_core.vllm.stream import Stream
 from engine_core.vllm.wire import (
     ENGINE_CORE_DEAD,
     FinishReason,
+    LoraRequest,
     Output,
     Outputs,
     SchedulerStats,
-    UtilityOutput,
     Wire,
     step_logprobs_or_none,
 )
@@ -50,6 +52,11 @@ logger = logging.getLogger(__name__)
 
 IDLE_MS = 200  # longest wait: heartbeat and stop flag are looked at this often
 OVERFLOW_RETRY_MS = 3
+FINISH_CODES: Mapping[int, FinishCode] = {
+    FinishReason.STOP: FinishCode.STOP,
+    FinishReason.LENGTH: FinishCode.LENGTH,
+    FinishReason.ABORT: FinishCode.ABORT,
+}
 MAX_SAMPLINGS = 512  # different sampling parameters that are kept encoded
 LOOK_S = 0.15  # between two looks at what changes rarely
 
@@ -70,6 +77,7 @@ class Bridge:
         metrics: EngineMetrics,
         eos_token_ids: tuple[int, ...],
         step_timeout_s: float,
+        loras: Mapping[str, LoraRequest] = {},
     ) -> None:
         self._index, self._generation = index, generation
         self._socket, self._link, self._wire, self._outbox = socket, link, wire, outbox
@@ -80,8 +88,9 @@ class Bridge:
             self._poller.register(pollable, zmq.POLLIN)
         self._streams: dict[str, Stream] = {}  # by vLLM's request id
         self._lanes = [TokenLane() for _ in range(outbox.num_slots)]
-        self._resets: dict[int, int] = {}  # tickets by vLLM's call id: it has not answered yet
-        self._num_calls = 0
+        self._loras = loras
+        self._calls = Calls(link, wire)
+        self._controls = Controls(index, self._calls, socket.send, metrics.on_sleep)
         self._sampling: dict[tuple[SamplingParams, bool, int], Raw] = {}  # encoded
         self._scored: list[tuple[int, Scored]] = []
         self._endings: list[Ending] = []
@@ -118,7 +127,9 @@ class Bridge:
         for stream in [stream for stream in self._streams.values() if stream.deadline_s and stream.deadline_s < now_s]:
             self._fail(stream, FailureCode.DEADLINE, "not started by its deadline")
         has_work = bool(self._streams)
-        if has_work and now_s - self._last_step_s > self._step_timeout_s:
+        if not has_work or self._controls.is_asleep:
+            self._last_step_s = now_s
+        if now_s - self._last_step_s > self._step_timeout_s:
             raise EngineGone(f"vLLM has requests and gave nothing for {self._step_timeout_s:g} s")
         stats = self._stats if has_work else SchedulerStats()
         self._metrics.on_load(
@@ -141,13 +152,11 @@ class Bridge:
                     self._drop([stream])
             case AbortWorker(slot=slot, generation=generation):
                 self._abort_slot(slot, generation)
-            case Control(action=Action.RESET_PREFIX_CACHE, ticket=ticket):
-                self._num_calls += 1
-                self._resets[self._num_calls] = ticket
-                self._link.utility(self._wire.utility(self._num_calls, "reset_prefix_cache"))
-            case Control() as control:
-                count = self._abort_requests(control) if control.action == Action.ABORT_REQUESTS else 0
+            case Control(action=Action.ABORT_REQUESTS) as control:
+                count = self._abort_requests(control)
                 self._socket.send(EngineAnswer(engine=self._index, ticket=control.ticket, count=count))
+            case Control() as control:
+                self._controls.obey(control)
 
     def _abort_requests(self, control: Control) -> int:
         """How many an operator has ended so."""
@@ -155,15 +164,6 @@ class Bridge:
         streams = [stream for stream in self._streams.values() if not ids or stream.client_request_id in ids]
         self._stop(streams)
         return len({stream.client_request_id for stream in streams})
-
-    def _on_utility(self, output: UtilityOutput) -> None:
-        """vLLM refuses to forget while it runs requests: whoever asked may ask again."""
-        ticket = self._resets.pop(output.call_id, None)
-        if ticket is None:
-            return
-        is_done = output.failure_message is None and bool(output.result and output.result[1])
-        fault = "" if is_done else output.failure_message or "vLLM keeps its prefix cache while requests use it"
-        self._socket.send(EngineAnswer(engine=self._index, ticket=ticket, fault=fault))
 
     def _stop(self, streams: Sequence[Stream]) -> None:
         """End these now, each with a finish that has its counts."""
@@ -199,11 +199,19 @@ class Bridge:
                 self._sampling_of(request, num_delivered),
                 priority=request.priority,
                 cache_salt=request.block_hashes[:HASH_BYTES].hex() or None,  # equal for equal salts and first blocks
+                lora=self._loras[request.vllm.lora] if request.vllm is not None and request.vllm.lora else None,
             )
         )
 
     def _sampling_of(self, request: Generate, num_delivered: int) -> Raw:
         """Most requests ask for what others have asked for."""
+        if request.vllm is not None and request.vllm.kv_transfer_params:
+            return self._wire.sampling(
+                request.sampling,
+                self._eos_token_ids,
+                is_cached=bool(request.block_hashes),
+                kv_transfer_params=request.vllm.kv_transfer_params,
+            )
         key = request.sampling, bool(request.block_hashes), num_delivered
         encoded = self._sampling.get(key)
         if encoded is None:
@@ -270,7 +278,7 @@ class Bridge:
                 else:
                     stream.output_ids.extend(ids)
             if outputs.utility_output is not None:
-                self._on_utility(outputs.utility_output)
+                self._calls.take(outputs.utility_output)
             self._note_step(outputs, num_tokens)
 
     def _look_at(self, stream: Stream, output: Output, outputs: Outputs, frames: Sequence[bytes]) -> None:
@@ -290,7 +298,7 @@ class Bridge:
         else:
             stream.output_ids.extend(ids)
         if output.finish_reason is not None:
-            self._end(stream, output.finish_reason, stop_token_id, outputs.timestamp)
+            self._end(stream, output, stop_token_id, outputs.timestamp)
 
     def _note(self, stream: Stream, output: Output, outputs: Outputs) -> None:
         had_started = stream.has_started
@@ -336,17 +344,32 @@ class Bridge:
             for place, (ids, logprobs, rank) in enumerate(rows, 1)
         ]
 
-    def _end(self, stream: Stream, reason: int, stop_token_id: int, ended_s: float) -> None:
+    def _end(self, stream: Stream, output: Output, stop_token_id: int, ended_s: float) -> None:
         del self._streams[stream.request_id]
         self._ended.append(stream.stream_id)
-        if reason in (FinishReason.STOP, FinishReason.LENGTH):
-            code = FinishCode.STOP if reason == FinishReason.STOP else FinishCode.LENGTH
-            finish = stream.finish(code, stop_token_id, ended_s=ended_s)
-            self._endings.append(Ending(stream.slot, finish, _output_ids(stream)))
-            return
-        message = "vLLM ended the request because of an error of its own" if reason == FinishReason.ERROR else (
-            f"vLLM ended the request for its reason {reason}"
-        )  # fmt: skip
+        match output.finish_reason:
+            case FinishReason.STOP | FinishReason.LENGTH | FinishReason.ABORT:
+                if output.finish_reason == FinishReason.ABORT and not self._controls.is_asleep:
+                    raise EngineGone("vLLM aborts what it runs, unasked: it is being stopped")
+                finish = stream.finish(FINISH_CODES[output.finish_reason], stop_token_id, ended_s=ended_s)
+                self._endings.append(
+                    Ending(stream.slot, finish, _output_ids(stream), attachment=self._attachment_or_none(output))
+                )
+            case FinishReason.ERROR:
+                self._append_failure(stream, "vLLM ended the request because of an error of its own")
+            case reason:
+                self._append_failure(stream, f"vLLM ended the request for its reason {reason}")
+
+    def _attachment_or_none(self, output: Output) -> bytes | None:
+        if output.kv_transfer_params is None:
+            return None
+        content = msgspec.json.encode(output.kv_transfer_params)
+        if len(content) > self._outbox.max_attachment_bytes:
+            logger.error("kv_transfer_params are too long to be given back", extra={"num_bytes": len(content)})
+            return None
+        return content
+
+    def _append_failure(self, stream: Stream, message: str) -> None:
         self._endings.append(Ending(stream.slot, Failure(stream.number, FailureCode.INTERNAL, message)))
 
     def _note_step(self, outputs: Outputs, num_tokens: int) -> None:

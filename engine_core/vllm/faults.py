@@ -15,13 +15,15 @@ def fault_or_none(request: Generate, num_delivered: int) -> str | None:
         return "embeddings are not served by the engine vllm: it runs vLLM's generation"
     if sampling.logprob_token_ids:
         return "logprob_token_ids are not served by the engine vllm"
+    if sampling.grammar is not None and sampling.allowed_token_ids:
+        return "the engine vllm cannot hold an answer to a form and to allowed_token_ids together"
     if sampling.thinking is not None:
         if sampling.thinking.max_tokens != NO_LIMIT:
             return "thinking_token_budget is not served by the engine vllm"
         if sampling.grammar is not None:
             return "the engine vllm cannot hold an answer to a form behind its reasoning: switch reasoning off"
     if num_delivered and not _goes_on_exactly(request):
-        return "the engine was lost; vLLM cannot go on with a request that is sampled, penalized or held to a form"
+        return "the engine was lost; vLLM cannot go on with a request that is sampled, penalized, held to a form or handed on"
     return None
 
 
@@ -38,8 +40,10 @@ def size_fault_or_none(request: Generate, num_prompt_tokens: int, num_delivered:
 
 
 def _goes_on_exactly(request: Generate) -> bool:
-    """Whether prompt and output together, as a prompt, are followed by what would have followed the output."""
+    """Whether prompt and output together, as a prompt, are followed by what would have followed the output. K/V that was to
+    be handed on, or was handed here, is gone."""
     sampling = request.sampling
     is_greedy = sampling.temperature < GREEDY_BELOW
     counts_output = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
-    return is_greedy and not counts_output and sampling.grammar is None and not sampling.bad_words
+    hands_on = request.vllm is not None and bool(request.vllm.kv_transfer_params)
+    return is_greedy and not counts_output and sampling.grammar is None and not sampling.bad_words and not hands_on

@@ -33,6 +33,7 @@ class Facts(Struct):
     num_gpu_blocks: int
     block_size: int
     max_num_seqs: int
+    supports_lora: bool = False
 
 
 class EngineLink:

@@ -11,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
 import zmq
 
+from config.lora import lora_paths
 from config.model_folder import ModelFolder
 from config.settings import EngineSettings, Settings
 from engine_core.attached import attached_metrics, attached_outbox
 from engine_core.errors import CannotBoot
+from engine_core.vllm.adapters import load_adapters
 from engine_core.vllm.bridge import Bridge
 from engine_core.vllm.layouts import UnknownVersion, layout_of
 from engine_core.vllm.link import EngineLink, Facts
@@ -70,6 +73,7 @@ def _serve(
     logger.info("waiting for vLLM", extra={"engine": handles.index, "handshake": link.handshake_endpoint})
     facts = link.shake_hands(on_wait)
     wire = _wire(settings.engine, model, facts)
+    loras = load_adapters(lora_paths(settings.engine.lora_modules), facts, link, wire, on_wait)
     outbox = attached_outbox(handles)
     bridge: Bridge | None = None
     socket = EngineSocket(
@@ -88,6 +92,7 @@ def _serve(
         ),
         eos_token_ids=model.eos_token_ids,
         step_timeout_s=settings.ops.engine_step_timeout_s,
+        loras=loras,
     )
     cell.progress_permille = 1000
     cell.beat()
@@ -124,12 +129,20 @@ def _started(settings: Settings, model: ModelFolder, link: EngineLink) -> Headle
         "--seed", str(engine.seed), "--gpu-memory-utilization", str(engine.gpu_memory_utilization),
         "--dtype", settings.model.dtype,
         *(() if engine.enable_prefix_caching else ("--no-enable-prefix-caching",)),
+        *(("--enable-lora",) if engine.lora_modules else ()),
+        *_profiler_flags(engine.torch_profiler_dir),
         *engine.vllm_args,
     )  # fmt: skip
     try:
         return HeadlessServer(engine.vllm_python, model.path, port, flags)
     except OSError as error:
         raise CannotBoot(f"--vllm-python {engine.vllm_python} cannot be started: {error.strerror}") from None
+
+
+def _profiler_flags(folder: str | None) -> tuple[str, ...]:
+    if folder is None:
+        return ()
+    return "--profiler-config", msgspec.json.encode({"profiler": "torch", "torch_profiler_dir": folder}).decode()
 
 
 def _wire(settings: EngineSettings, model: ModelFolder, facts: Facts) -> Wire:

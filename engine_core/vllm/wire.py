@@ -62,6 +62,14 @@ class SchedulerStats(Struct):
     prefix_cache_stats: PrefixCacheStats | None = None
 
 
+class LoraRequest(Struct, frozen=True, array_like=True):
+    """An adapter as vLLM loads it."""
+
+    name: str
+    number: int  # from 1; the same in every engine
+    path: str
+
+
 class UtilityOutput(Struct, array_like=True):
     """What came of a call that is no request."""
 
@@ -78,6 +86,7 @@ class Output(Protocol):
     new_logprobs: Any  # see step_logprobs_or_none. Any: whatever vLLM sends, here and below
     new_prompt_logprobs_tensors: Any  # of the whole prompt, with its first output
     finish_reason: int | None
+    kv_transfer_params: Any  # with the last output, where there is a KV connector
     events: list[Event] | None
     prefill_stats: PrefillStats | None
 
@@ -108,6 +117,7 @@ _REQUEST_TYPES: dict[str, tuple[Any, Any]] = {  # Any: types
 _OUTPUT_TYPES: dict[str, tuple[Any, Any]] = {
     "request_id": (str, ""),
     "new_token_ids": (list[int], msgspec.field(default_factory=list)),
+    "kv_transfer_params": (Any, None),
     "new_logprobs": (Any, None),
     "new_prompt_logprobs_tensors": (Any, None),
     "finish_reason": (int | None, None),
@@ -139,6 +149,7 @@ class Wire:
         *,
         priority: int,
         cache_salt: str | None,
+        lora: LoraRequest | None = None,
     ) -> bytes:
         """The data frame of an ADD. `prompt_ids` are little-endian u32."""
         request = self._request(
@@ -146,6 +157,7 @@ class Wire:
             prompt_token_ids=_ids(prompt_ids),
             sampling_params=sampling,
             arrival_time=time.time(),
+            lora_request=lora,
             cache_salt=cache_salt,
             priority=priority,
         )
@@ -158,18 +170,21 @@ class Wire:
         *,
         num_delivered: int = 0,
         is_cached: bool = True,
+        kv_transfer_params: bytes = b"",
     ) -> Raw:
-        """As `sampling_fields`, encoded."""
+        """As `sampling_fields`, encoded; with what a KV connector is to read, encoded already."""
         fields = sampling_fields(sampling, eos_token_ids, num_delivered=num_delivered, is_cached=is_cached)
+        if kv_transfer_params:
+            fields["extra_args"] = {"kv_transfer_params": Raw(kv_transfer_params)}
         return Raw(self._encode(fields))
 
     def abort(self, request_ids: Sequence[str]) -> bytes:
         """The data frame of an ABORT."""
         return self._encode(request_ids)
 
-    def utility(self, call_id: int, method: str) -> bytes:
-        """The data frame of a UTILITY: a method of the engine core, without arguments."""
-        return self._encode([0, call_id, method, []])
+    def utility(self, call_id: int, method: str, arguments: Sequence[Any]) -> bytes:
+        """The data frame of a UTILITY: a method of the engine core."""
+        return self._encode([0, call_id, method, arguments])
 
     def outputs(self, frame: bytes) -> Outputs:
         """Raises msgspec.MsgspecError: it is none."""
@@ -257,15 +272,13 @@ def _structured_outputs(grammar: Grammar) -> dict[str, Any]:  # Any: parameters 
         case "json_object":
             asked: dict[str, Any] = {"json_object": True}
         case "json_schema":
-            asked = {"json": grammar.known_source}
+            asked = {"json": grammar.source}
         case "choice":
             asked = {"choice": msgspec.json.decode(grammar.source)}
         case "ebnf":
             asked = {"grammar": grammar.source}
         case "regex" | "structural_tag":
-            asked = {grammar.kind: grammar.known_source}
-    if grammar.is_compact:
-        asked["disable_any_whitespace"] = True
+            asked = {grammar.kind: grammar.source}
     return {**asked, "_backend": STRUCTURED_BACKEND}
 
 

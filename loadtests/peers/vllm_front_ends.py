@@ -57,14 +57,21 @@ class BridgedFleet(FrontEnd):
 
 
 def start_bridged(
-    log_path: Path, *, model: str, token_ids: Path, step_ms: float, workers: int, engine_flags: Sequence[str] = ()
+    log_path: Path,
+    *,
+    model: str,
+    token_ids: Path,
+    step_ms: float,
+    workers: int,
+    flags: Sequence[str] = (),
+    engine_flags: Sequence[str] = (),
 ) -> Server:
     """tokenfleet with --engine vllm."""
     port, handshake_port = free_port(), free_port()
     command = [
         sys.executable, "-m", "ops", "serve", model, "--port", str(port), "--ops-port", "0", "--workers", str(workers),
         "--served-model-name", MODEL_NAME, "--max-num-seqs", "4096", "--engine", "vllm",
-        "--vllm-handshake", f"tcp://127.0.0.1:{handshake_port}",
+        "--vllm-handshake", f"tcp://127.0.0.1:{handshake_port}", *flags,
     ]  # fmt: skip
     return BridgedFleet(
         "tokenfleet, engine vllm", command, handshake_port=handshake_port, port=port, log_path=log_path, env={},

@@ -27,6 +27,7 @@ from msgspec import Raw, Struct
 ADD, ABORT, UTILITY = b"\x00", b"\x01", b"\x03"
 FINISH_LENGTH, FINISH_ABORT = 1, 2
 OUTPUT_FIELDS = 20  # of 0.33; two fewer in 0.32
+KV_TRANSFER_PARAMS = 8  # of a request are given back with its last token
 NUM_NANS = 13  # the field whose default is a number
 OUTPUTS_FIELDS = 9
 NUM_SCRIPTED_TOKENS = 1 << 16
@@ -35,7 +36,7 @@ READY_RESPONSE: dict[str, Any] = {  # Any: the protocol's own mixture
     "max_model_len": 131072, "num_gpu_blocks": 65536, "block_size": 16, "dp_stats_address": None, "dtype": "bfloat16",
     "vllm_version": "0.33.0", "world_size": 1, "data_parallel_size": 1, "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1, "decode_context_parallel_size": 1, "data_parallel_rank": 0, "max_num_seqs": 4096,
-    "max_num_batched_tokens": 8192, "instance_id": "mock", "supports_lora": False, "max_loras": 0,
+    "max_num_batched_tokens": 8192, "instance_id": "mock", "supports_lora": True, "max_loras": 0,
     "mamba_block_size": None, "kv_cache_size_tokens": 65536 * 16, "kv_cache_max_concurrency": 8.0,
     "kv_events_config": None, "weight_transfer_backend": None, "enable_sleep_mode": False,
     "supports_draft_weight_updates": False, "effective_attention_block_size": 16, "coord_store_port": 0,
@@ -44,11 +45,13 @@ READY_RESPONSE: dict[str, Any] = {  # Any: the protocol's own mixture
 
 UTILITY_RESULTS = {
     "get_supported_tasks": ["generate"], "is_sleeping": False, "is_scheduler_paused": False, "reset_prefix_cache": True,
+    "add_lora": True, "wake_up": True,
 }  # fmt: skip
 
 
 class Sampling(Struct):
     max_tokens: int | None = 16
+    extra_args: dict[str, Any] | None = None  # Any: whatever a client says to a KV connector
 
 
 class AddRequest(Struct, array_like=True):
@@ -78,6 +81,7 @@ class Running(Struct):
     is_fresh: bool = True
     echo: list[int] = []
     """Ids still to be given, the next one last; then scripted ones."""
+    extra_args: dict[str, Any] | None = None  # Any: see Sampling
 
 
 _encode = msgspec.msgpack.encode
@@ -97,7 +101,7 @@ class MockEngine:
         self._position = 0
         self.running: dict[str, Running] = {}
         self.step_number = 0
-        self.counts = {"requests": 0, "tokens": 0, "messages": 0, "aborts": 0}
+        self.counts = {"requests": 0, "tokens": 0, "messages": 0, "aborts": 0, "calls": 0}
 
     def connect(self, handshake_endpoint: str, timeout_s: float) -> None:
         """HELLO, INIT, READY. Raises TimeoutError when no front end answers."""
@@ -138,6 +142,7 @@ class MockEngine:
                 elif kind == ABORT:
                     self._abort(msgspec.msgpack.decode(frames[0]))
                 elif kind == UTILITY:
+                    self.counts["calls"] += 1
                     client, call_id, method, _ = msgspec.msgpack.decode(frames[0])
                     result = [call_id, None, [None, UTILITY_RESULTS.get(method)]]
                     self.outputs[client].send(_outputs([], utility=result))
@@ -149,6 +154,7 @@ class MockEngine:
             client=request.client_index,
             num_prompt_tokens=_array_length(request.prompt_token_ids),
             ends_at_step=self.step_number + max(1, max_tokens),
+            extra_args=request.sampling_params.extra_args if request.sampling_params else None,
             echo=msgspec.msgpack.decode(request.prompt_token_ids)[::-1] if self._is_echo else [],
         )
         self.counts["requests"] += 1
@@ -227,6 +233,9 @@ def _telling_output(request_id: str, running: Running, token: bytes, now_s: floa
         }  # fmt: skip
         events = [{"type": 1, "timestamp": now_s}, {"type": 2, "timestamp": now_s}]
         output += [None, events, None, None, None, prefill]
+    if is_last and running.extra_args:
+        output += [None] * (KV_TRANSFER_PARAMS + 1 - len(output))
+        output[KV_TRANSFER_PARAMS] = running.extra_args.get("kv_transfer_params")
     return output
 
 

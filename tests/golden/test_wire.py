@@ -27,14 +27,27 @@ from ipc.messages import (
     ProfileOptions,
     Progress,
     Rejected,
+    ResetOptions,
     Resume,
     SamplingParams,
+    SleepOptions,
+    VllmExtras,
     generation_of,
     make_stream_id,
     number_of,
     slot_of,
 )
-from ipc.record import Embedding, Failure, FailureCode, Finish, FinishCode, Scored, pack_record, unpack_record
+from ipc.record import (
+    Attachment,
+    Embedding,
+    Failure,
+    FailureCode,
+    Finish,
+    FinishCode,
+    Scored,
+    pack_record,
+    unpack_record,
+)
 
 STREAM = make_stream_id(slot=2, generation=3, number=0x0A0B0C0D)
 
@@ -48,6 +61,7 @@ GENERATE = Generate(
     priority=-1,
     deadline_s=12.5,
     fair_key=9,
+    vllm=VllmExtras(lora="poems", kv_transfer_params=b"\x80"),
 )
 
 MESSAGES: list[tuple[Message, list[Any]]] = [
@@ -56,7 +70,7 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
         [
             1, STREAM, "req-1",
             [7, 0, 0.5, 1.0, 0, 0.0, 0.0, 0.0, 1.0, 42, [2], False, [[5, -1.5]], -1, [], None, None, -1, [], []],
-            b"\x01" * 16, False, -1, 12.5, 9, 0,
+            b"\x01" * 16, False, -1, 12.5, 9, 0, ["poems", b"\x80"],
         ],
     ),
     (Abort(stream_id=STREAM), [2, STREAM, False]),
@@ -75,18 +89,26 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
         [
             9, STREAM + 1,
             [1, STREAM, "r", [7, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, None, [], False, [], -1, [], None, None, -1, [], []],
-             b"", True, 0, None, 0, 0],
+             b"", True, 0, None, 0, 0, None],
             3,
         ],
     ),
     (EngineReady(engine=1), [10, 1]),
     (
         Control(ticket=STREAM, action=Action.ABORT_REQUESTS, request_ids=("a", "b")),
-        [11, STREAM, 1, ["a", "b"], ["", 0, 0]],
+        [11, STREAM, 1, ["a", "b"], ["", 0, 0], [False, False], [1, "abort", []]],
     ),
     (
         Control(ticket=STREAM, action=Action.START_PROFILE, profile=ProfileOptions(prefix="p", max_iterations=4)),
-        [11, STREAM, 3, [], ["p", 0, 4]],
+        [11, STREAM, 3, [], ["p", 0, 4], [False, False], [1, "abort", []]],
+    ),
+    (
+        Control(ticket=STREAM, action=Action.SLEEP, sleep=SleepOptions(level=2, mode="keep", tags=("weights",))),
+        [11, STREAM, 5, [], ["", 0, 0], [False, False], [2, "keep", ["weights"]]],
+    ),
+    (
+        Control(ticket=STREAM, action=Action.RESET_PREFIX_CACHE, reset=ResetOptions(running=True)),
+        [11, STREAM, 2, [], ["", 0, 0], [True, False], [1, "abort", []]],
     ),
     (EngineAnswer(engine=1, ticket=STREAM, count=2, fault="no"), [12, 1, STREAM, 2, "no"]),
     (
@@ -124,7 +146,7 @@ def test_envelope_bytes() -> None:
     packed = envelope.pack()
 
     assert packed.hex() == (
-        "0105ffff" "ffffffff" "64000000" "07000000" "0d0c0b0a03000200" "8877665544332211" "0000000000002940" "09000000"
+        "0106ffff" "ffffffff" "64000000" "07000000" "0d0c0b0a03000200" "8877665544332211" "0000000000002940" "09000000"
     )  # fmt: skip
     assert Envelope.unpack(packed) == envelope
 
@@ -159,6 +181,8 @@ def test_record_words() -> None:
 
     embedding = Embedding(4, 16, array("f", [0.5, -0.5]))
 
+    attachment = Attachment(3, b'{"a":1}')
+
     packed = pack_record(
         [9, 8],
         [100, 200],
@@ -167,16 +191,19 @@ def test_record_words() -> None:
         failures=[failure],
         scored=[scored],
         embeddings=[embedding],
+        attachments=[attachment],
     )
 
     words = array("I", packed).tolist()
-    assert words[:10] == [2, 1, 1, 1, 1, 1, 9, 8, 100, 200]
-    assert words[10:15] == [7, 3, 1, 2, 3]
-    assert words[15:25] == [9, 1, 5, 4, 3, 2, 1, 10, 20, 2**32 - 1]
-    assert words[25:28] == [6, 1, 5]
-    assert packed[4 * 28 : 4 * 30] == "héé".encode() + b"\0\0\0"
-    assert words[30:40] == [5, 77, 1, 2, 2, 0xBF000000, 78, 77, 0xBE800000, 0xBF000000]
-    assert words[40:] == [4, 16, 2, 0x3F000000, 0xBF000000]
+    assert words[:11] == [2, 1, 1, 1, 1, 1, 1, 9, 8, 100, 200]
+    assert words[11:16] == [7, 3, 1, 2, 3]
+    assert words[16:26] == [9, 1, 5, 4, 3, 2, 1, 10, 20, 2**32 - 1]
+    assert words[26:29] == [6, 1, 5]
+    assert packed[4 * 29 : 4 * 31] == "héé".encode() + b"\0\0\0"
+    assert words[31:41] == [5, 77, 1, 2, 2, 0xBF000000, 78, 77, 0xBE800000, 0xBF000000]
+    assert words[41:46] == [4, 16, 2, 0x3F000000, 0xBF000000]
+    assert words[46:48] == [3, 7] and packed[4 * 48 :] == b'{"a":1}\0'
+    assert unpack_record(packed).attachments == [attachment]
     assert unpack_record(packed).failures == [failure]
     assert unpack_record(packed).scored == [scored]
     [unpacked] = unpack_record(packed).embeddings

@@ -24,8 +24,15 @@ class Fleet:
 
     host = "127.0.0.1"
 
-    def __init__(self, log_path: Path, *flags: str, python: str = sys.executable) -> None:
+    def __init__(
+        self,
+        log_path: Path,
+        *flags: str,
+        python: str = sys.executable,
+        start_timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
         """`python` is the interpreter that has the server."""
+        self._start_timeout_s = start_timeout_s
         self.log_path = log_path
         self.port, self.ops_port = free_port(), free_port()
         self._command = [
@@ -47,7 +54,7 @@ class Fleet:
     def __enter__(self) -> "Fleet":
         self._start()
         try:
-            self.wait_until(self.is_ready, START_TIMEOUT_S)
+            self.wait_until(self.is_ready, self._start_timeout_s)
         except BaseException:
             self.kill()
             raise

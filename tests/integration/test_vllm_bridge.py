@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,76 @@ def test_streams_and_whole_answers_come_through_and_what_is_given_up_is_aborted(
         assert refused.status_code == 400 and "engine vllm" in refused.json()["error"]["message"]
 
 
+def test_adapters_kv_transfer_and_sleep_reach_the_engine_core(tmp_path: Path, model_folder: Path) -> None:
+    port = free_port()
+    flags = ("--server-dev-mode", "--lora-modules", "poems=/adapters/poems")
+    with engine_core(port, tmp_path) as core, fleet_at(port, tmp_path, model_folder, *flags) as fleet:
+        told = {"do_remote_decode": True, "remote_block_ids": [1, 2]}
+        whole = complete(fleet, model="poems", kv_transfer_params=told).json()
+        streamed = complete(fleet, kv_transfer_params=told, stream=True).text
+        slept = httpx.post(fleet.base_url + "/sleep?level=1", timeout=30).json()
+        woken = httpx.post(fleet.base_url + "/wake_up?tags=weights&tags=kv_cache", timeout=30).json()
+
+        assert whole["kv_transfer_params"] == told and whole["model"] == "poems"
+        assert len(whole["choices"][0]["text"]) > 20 and '"finish_reason":"length"' in streamed
+        assert complete(fleet, model="prose").status_code == 404
+        assert slept == {"status": "sleeping", "level": 1}
+        assert woken == {"status": "awake", "tags": ["weights", "kv_cache"]}
+        assert counts_of(core)["calls"] == 3, "add_lora, sleep, wake_up"
+
+
+def test_several_engine_cores_share_the_work_keep_prefixes_together_and_stand_in_for_each_other(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    ports = free_neighbours()
+    texts: list[str] = []
+    flags = ("--engines", "2")
+    with (
+        engine_core(ports[0], tmp_path, "--step-ms", "5") as first,
+        engine_core(ports[1], tmp_path, "--step-ms", "5") as second,
+        fleet_at(ports[0], tmp_path, model_folder, *flags) as fleet,
+    ):
+        fleet.wait_until(lambda: fleet.log.count("engine ready") == 2, 30)
+        spread = in_parallel(40, lambda number: complete(fleet, prompt=f"{number} " * 40, max_tokens=60))
+        before = counts_of(first)["requests"], counts_of(second)["requests"]
+        for _ in range(6):
+            complete(fleet, prompt="one and the same beginning of a text " * 20)
+        after = counts_of(first)["requests"], counts_of(second)["requests"]
+
+        def stream(number: int) -> None:
+            texts.append(complete(fleet, prompt=f"{number} " * 40, stream=True, max_tokens=200, temperature=0).text)
+
+        threads = [threading.Thread(target=stream, args=(number,)) for number in range(10)]
+        for thread in threads:
+            thread.start()
+        fleet.wait_until(lambda: counts_of(second)["requests"] > after[1], 10)
+        os.kill(first.pid, signal.SIGKILL)
+        for thread in threads:
+            thread.join(60)
+
+    assert all(answer.status_code == 200 for answer in spread)
+    assert sum(before) == 40 and min(before) >= 14, before
+    assert sorted((after[0] - before[0], after[1] - before[1])) == [0, 6], "who has the prefix gets all of them"
+    assert len(texts) == 10 and all('"finish_reason":"length"' in text and '"error"' not in text for text in texts)
+
+
+def free_neighbours() -> tuple[int, int]:
+    """Two ports in a row that nobody has."""
+    while True:
+        port = free_port()
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+        return port, port + 1
+
+
+def in_parallel(count: int, ask: Callable[[int], httpx.Response]) -> list[httpx.Response]:
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(ask, range(count)))
+
+
 def test_when_the_engine_core_dies_greedy_streams_go_on_in_the_next_one_and_sampled_ones_end_with_an_error(
     tmp_path: Path, model_folder: Path
 ) -> None:
@@ -133,6 +205,10 @@ def test_smaller_blocks_than_the_fleets_stop_the_start_with_a_reason(tmp_path: P
         (["--engine", "vllm", "--vllm-handshake", "tcp://h:1", "--", "--enforce-eager"], "started here"),
         (["--engine", "sim", "--", "--enforce-eager"], "--engine vllm only"),
         (["--vllm-version", "0.33"], "--engine vllm only"),
+        (["--lora-modules", "a=b"], "--engine vllm only"),
+        (["--engine", "vllm", "--vllm-python", "p", "--lora-modules", "a"], "NAME=PATH"),
+        (["--engine", "vllm", "--vllm-python", "p", "--lora-modules", "a=b", "--lora-modules", "a=c"], "named twice"),
+        (["--engine", "vllm", "--vllm-python", "p", "--", "--lora-modules", "a=b"], "before --"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(

@@ -19,14 +19,14 @@ from pathlib import Path
 
 from loadtests.embedded_model import embedded_model
 from loadtests.peers import tokenfleet
-from loadtests.peers.features import behaviour, parameters, routes
+from loadtests.peers.features import behaviour, parameters, routes, vllm_engine
 from loadtests.peers.features.rig import PROBES, Found, Rig
 from loadtests.peers.server import Server
 from loadtests.random_model import random_model
 from loadtests.report import machine, table
 
 DATA = Path(__file__).with_name("features.tsv")
-MODULES = (routes, parameters, behaviour)  # importing them makes their probes known
+MODULES = (routes, parameters, behaviour, vllm_engine)  # importing them makes their probes known
 PEERS = ("vllm-rs", "vLLM", "SGLang")
 WORDS = {"Y": "yes", "N": "no", "P": "partly", "?": "not established"}
 FLAGS = (

@@ -306,13 +306,6 @@ def _affinity(rig: Rig) -> Found:
     return graded({f"{hits} of 7 prompts with a known beginning went where it is cached, of two engines": hits == 7})
 
 
-@probe("P/D disaggregation")
-def _disaggregation(rig: Rig) -> Found:
-    return no(
-        "400: " + rig.refusal("/v1/completions", {"prompt": "a", "kv_transfer_params": {"do_remote_decode": True}})
-    )
-
-
 def _stream_through(fleet: SimFleet, during: Callable[[], None]) -> tuple[int, str]:
     """Events with text of a stream of 60 tokens, in whose midst something is done; and its last finish reason."""
     body = {"prompt": "a b c", "max_tokens": 60, "ignore_eos": True, "temperature": 0, "stream": True}

@@ -23,8 +23,6 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "POST …/derender": ("POST /v1/completions/derender", "POST /v1/chat/completions/derender"),
     "GET /ping, POST /ping, /invocations (SageMaker)": ("GET /ping", "POST /ping", "POST /invocations"),
     "GET /kv_event_sources (where each rank publishes KV events)": ("GET /kv_event_sources",),
-    "/sleep /wake_up /is_sleeping, /release_kv_cache_memory": (
-        "POST /sleep", "POST /wake_up", "GET /is_sleeping", "POST /release_kv_cache_memory"),
     "/pause /resume /is_paused": ("POST /pause", "POST /resume", "GET /is_paused"),
     "/collective_rpc, weight-update set, /get_world_size": (
         "POST /collective_rpc", "POST /update_weights", "GET /get_world_size"),
@@ -33,7 +31,6 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "/v1/decisions, /v1/systemone (new in 0.33)": ("POST /v1/decisions", "POST /v1/systemone"),
     "/workers CRUD, /parse/function_call, /parse/reasoning, /wasm, /v1/conversations": (
         "GET /workers", "POST /parse/function_call", "POST /parse/reasoning", "GET /wasm", "POST /v1/conversations"),
-    "LoRA": ("POST /v1/load_lora_adapter",),
     "batch files": ("POST /v1/batches", "POST /v1/files"),
 }  # fmt: skip
 

@@ -90,6 +90,7 @@ class RecordingSink:
         self.scores: list[Scored] = []
         self.stream_id: StreamId | None = None
         self.submitted_s = time.monotonic()
+        self.attachment: bytes | None = None
         self.flushes: list[list[int]] = []
         self.ends: list[Finish | StreamError] = []
 

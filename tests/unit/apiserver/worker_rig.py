@@ -46,7 +46,7 @@ from ipc.messages import (
     number_of,
 )
 from ipc.metrics_page import create_metrics_segment
-from ipc.record import NO_STOP_TOKEN, Embedding, Failure, Finish, FinishCode, Scored, pack_record
+from ipc.record import NO_STOP_TOKEN, Attachment, Embedding, Failure, Finish, FinishCode, Scored, pack_record
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
 from ipc.shelf import Shelf, format_shelf, shelf_segment_bytes
 
@@ -105,6 +105,8 @@ class ScriptedEngine:
         self.controls: list[Control] = []
         self.control_answers: tuple[EngineAnswer, ...] | None = (EngineAnswer(engine=0, ticket=0, count=1),)
         """What the engines say to an operator; None: nothing."""
+        self.attachment: bytes | None = None
+        """JSON that stands beside the output of a request with kv_transfer_params."""
         self.client: EngineClient | None = None
         self._doorbell = Doorbell.create()
         self._inbox: list[ForWorker] = []
@@ -164,6 +166,8 @@ class ScriptedEngine:
         made = tokens[: message.sampling.max_tokens]
         is_cut = len(made) < len(tokens)
         finish = self._finish(number, len(prompt), len(made), FinishCode.LENGTH if is_cut else FinishCode.STOP)
+        if self.attachment is not None and message.vllm is not None:
+            self._publish(attachments=[Attachment(number, self.attachment)])
         if message.pooling:
             vector = array("f", self.embedding_of(message, prompt))
             self._publish(embeddings=[Embedding(number, 0, vector[:2])])

@@ -119,7 +119,7 @@ def test_tokens_and_ends_of_one_step_share_a_record() -> None:
     rig.outbox.publish(tokens_of((0, 1, 10)), [Ending(0, finish(1)), bulk(2, 3), Ending(0, failure)])
 
     (record,) = rig.read()
-    assert record == StepRecord([1], [10], [(2, [0, 1, 2])], [finish(1), finish(2)], [failure], [], [])
+    assert record == StepRecord([1], [10], [(2, [0, 1, 2])], [finish(1), finish(2)], [failure], [], [], [])
     assert rig.bells[0].num_rings == 1
 
 

@@ -14,7 +14,7 @@ from engine_core.outbox import Outbox
 from engine_core.vllm.bridge import Bridge
 from engine_core.vllm.layouts import LAYOUTS
 from engine_core.vllm.link import EngineGone
-from engine_core.vllm.wire import ENGINE_CORE_DEAD, FinishReason, Wire
+from engine_core.vllm.wire import ENGINE_CORE_DEAD, FinishReason, LoraRequest, Wire
 from ipc.fleet_page import FleetPage
 from ipc.messages import (
     Abort,
@@ -25,9 +25,12 @@ from ipc.messages import (
     ForEngine,
     FromEngine,
     Generate,
+    ProfileOptions,
     Progress,
     Resume,
     SamplingParams,
+    SleepOptions,
+    VllmExtras,
     make_stream_id,
 )
 from ipc.metrics_page import create_metrics_segment
@@ -120,7 +123,7 @@ class Rig:
             socket=self.broker, link=self.core,  # type: ignore[arg-type]
             wire=Wire(LAYOUT), outbox=Outbox([RingWriter(view)], [SilentBell()]), cell=FleetPage(page.view).engines[0],
             metrics=EngineMetrics(metrics.view, model_name="m", engine=0, block_size=16, num_blocks=9),
-            eos_token_ids=(EOS,), step_timeout_s=60.0,
+            eos_token_ids=(EOS,), step_timeout_s=60.0, loras={"poems": LoraRequest("poems", 2, "/adapters/poems")},
         )  # fmt: skip
 
     def send(self, message: ForEngine, *ids: int) -> None:
@@ -145,7 +148,7 @@ class Rig:
     def records(self) -> StepRecord:
         """What one turn publishes, as one."""
         self.look()
-        whole = StepRecord([], [], [], [], [], [], [])
+        whole = StepRecord([], [], [], [], [], [], [], [])
         for payload in self._reader.poll():
             record = unpack_record(payload)
             for name in record.__struct_fields__:
@@ -309,7 +312,7 @@ def test_vllm_is_asked_to_forget_its_prefixes_and_its_word_is_the_answer(
 ) -> None:
     rig.send(Control(ticket=9, action=Action.RESET_PREFIX_CACHE))
     [(client, call_id, method, arguments)] = rig.core.calls
-    assert (client, method, arguments) == (0, "reset_prefix_cache", [])
+    assert (client, method, arguments) == (0, "reset_prefix_cache", [False, False])
     assert rig.broker.answers == []
 
     rig.core.says(call_id, failure, result)
@@ -344,6 +347,92 @@ def test_a_greedy_request_goes_on_behind_what_was_delivered(rig: Rig) -> None:
     assert request["prompt_token_ids"] == [5, 6, 7, 11, 12] and request["sampling_params"]["max_tokens"] == 7
     [finish] = record.finishes
     assert record.tokens == [13] and (finish.num_prompt_tokens, finish.num_output_tokens) == (3, 3)
+
+
+def test_an_adapter_is_asked_for_as_vllm_loads_it(rig: Rig) -> None:
+    rig.ask(1, vllm=VllmExtras(lora="poems"))
+    rig.ask(2)
+
+    assert [request["lora_request"] for request in rig.core.requests] == [["poems", 2, "/adapters/poems"], None]
+
+
+def test_what_a_kv_connector_is_told_and_says_passes_through(rig: Rig) -> None:
+    told = {"do_remote_decode": True, "remote_block_ids": [1, 70_000]}
+    name = rig.ask(1, is_streaming=False, vllm=VllmExtras(kv_transfer_params=msgspec.msgpack.encode(told)))
+    said = {"do_remote_prefill": True, "remote_block_ids": [4, 5], "remote_host": "h"}
+    rig.core.gives([name, [11], None, None, None, FinishReason.LENGTH, None, None, said])
+
+    record = rig.records()
+
+    assert rig.core.requests[0]["sampling_params"]["extra_args"] == {"kv_transfer_params": told}
+    assert [(entry.stream, msgspec.json.decode(entry.content)) for entry in record.attachments] == [(1, said)]
+    assert record.bulks == [(1, [11])] and len(record.finishes) == 1
+
+
+def test_a_request_whose_blocks_were_handed_on_cannot_go_on_elsewhere(rig: Rig) -> None:
+    extras = VllmExtras(kv_transfer_params=msgspec.msgpack.encode({"do_remote_decode": True}))
+    sampling = SamplingParams(max_tokens=9, temperature=0.0)
+    lost = Generate(stream_id=1, request_id="r", sampling=sampling, vllm=extras)
+
+    rig.send(Resume(stream_id=make_stream_id(0, 1, 4), request=lost, num_output_tokens=1), 5, 6)
+
+    assert len(rig.records().failures) == 1 and rig.core.requests == []
+
+
+def test_an_engine_core_that_sleeps_is_not_taken_for_dead_and_what_it_aborts_ends_so(rig: Rig) -> None:
+    name, waiting = rig.ask(1), rig.ask(2)
+    rig.send(Control(ticket=9, action=Action.SLEEP, sleep=SleepOptions(level=2, mode="abort")))
+    [(_, call_id, method, arguments)] = rig.core.calls
+    rig.core.gives([name, [], None, None, None, FinishReason.ABORT])
+    rig.core.says(call_id, None, None)
+    record = rig.records()
+    rig.bridge._last_step_s -= 61
+    rig.look()
+
+    assert (method, arguments) == ("sleep", [2, "abort"])
+    assert [(f.stream, f.code) for f in record.finishes] == [(1, FinishCode.ABORT)]
+    assert rig.broker.answers == [EngineAnswer(engine=0, ticket=9)]
+    assert rig.bridge.stream_ids == [make_stream_id(0, 1, 2)], f"{waiting} waits until it wakes"
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_an_engine_core_that_is_awake_again_has_to_answer(rig: Rig, is_whole: bool) -> None:
+    rig.ask(1)
+    rig.send(Control(ticket=9, action=Action.SLEEP))
+    rig.send(Control(ticket=10, action=Action.WAKE_UP, sleep=SleepOptions(tags=("weights",))))
+    (_, slept, *_), (_, woken, method, arguments) = rig.core.calls
+    rig.core.says(slept, None, None)
+    rig.core.says(woken, None, is_whole)
+    rig.look()
+    rig.bridge._last_step_s -= 61
+
+    assert (method, arguments) == ("wake_up", [["weights"]])
+    assert rig.broker.answers[-1] == EngineAnswer(engine=0, ticket=10, count=is_whole)
+    if is_whole:
+        with pytest.raises(EngineGone, match="gave nothing"):
+            rig.look()
+    else:
+        rig.look()
+
+
+def test_an_engine_core_is_profiled_in_its_own_words(rig: Rig) -> None:
+    profile = ProfileOptions(prefix="a_", max_iterations=4)
+    rig.send(Control(ticket=9, action=Action.START_PROFILE, profile=profile))
+    rig.send(Control(ticket=10, action=Action.STOP_PROFILE))
+    start, stop = rig.core.calls
+    rig.core.says(start[1], "no profiler", None)
+    rig.look()
+
+    assert start[2:] == ["profile", [True, "a", None, 4]] and stop[2:] == ["profile", [False]]
+    assert rig.broker.answers == [EngineAnswer(engine=0, ticket=9, fault="no profiler")]
+
+
+def test_an_engine_core_that_aborts_unasked_is_being_stopped_and_its_requests_go_on_elsewhere(rig: Rig) -> None:
+    name = rig.ask()
+    rig.core.gives([name, [], None, None, None, FinishReason.ABORT])
+
+    with pytest.raises(EngineGone, match="being stopped"):
+        rig.look()
 
 
 def test_a_dead_or_silent_engine_core_ends_the_process(rig: Rig) -> None:

@@ -1,0 +1,84 @@
+"""Calls of an engine core's methods, which are no requests: vLLM answers each in a message of outputs, when it has come to it.
+
+An operator's words become such calls, and their answers the engine's.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from engine_core.vllm.link import EngineLink
+from engine_core.vllm.wire import UtilityOutput, Wire
+from ipc.messages import Action, Control, EngineAnswer, ProfileOptions
+
+OnAnswer = Callable[[UtilityOutput], None]
+
+
+class Calls:
+    """Of one engine core."""
+
+    def __init__(self, link: EngineLink, wire: Wire) -> None:
+        self._link, self._wire = link, wire
+        self._waiting: dict[int, OnAnswer] = {}  # by vLLM's call id
+        self._num_calls = 0
+
+    def ask(self, method: str, arguments: tuple[Any, ...], on_answer: OnAnswer) -> None:  # Any: MessagePack
+        self._num_calls += 1
+        self._waiting[self._num_calls] = on_answer
+        self._link.utility(self._wire.utility(self._num_calls, method, arguments))
+
+    def take(self, output: UtilityOutput) -> None:
+        on_answer = self._waiting.pop(output.call_id, None)
+        if on_answer is not None:
+            on_answer(output)
+
+
+class Controls:
+    """What an operator says to this engine, but for what concerns single requests."""
+
+    def __init__(
+        self,
+        index: int,
+        calls: Calls,
+        answer: Callable[[EngineAnswer], None],
+        on_sleep: Callable[[int | None], None],
+    ) -> None:
+        """`on_sleep` hears how deep it sleeps, or None when it is awake."""
+        self._index, self._calls, self._answer, self._on_sleep = index, calls, answer, on_sleep
+        self.is_asleep = False  # or is about to be: what vLLM aborts then it was told to, and silence is no fault
+
+    def obey(self, control: Control) -> None:
+        sleep, reset = control.sleep, control.reset
+        match control.action:
+            case Action.RESET_PREFIX_CACHE:
+                self._ask(control, "reset_prefix_cache", (reset.running, reset.external))
+            case Action.START_PROFILE:
+                self._ask(control, "profile", (True, *_profile_arguments(control.profile)))
+            case Action.STOP_PROFILE:
+                self._ask(control, "profile", (False,))
+            case Action.SLEEP:
+                self.is_asleep = True
+                self._ask(control, "sleep", (sleep.level, sleep.mode))
+            case Action.WAKE_UP:
+                self._ask(control, "wake_up", (list(sleep.tags) or None,))
+            case Action.IS_SLEEPING:
+                self._ask(control, "is_sleeping", ())
+
+    def _ask(self, control: Control, method: str, arguments: tuple[Any, ...]) -> None:
+        self._calls.ask(method, arguments, lambda output: self._on_answer(control, output))
+
+    def _on_answer(self, control: Control, output: UtilityOutput) -> None:
+        is_true = bool(output.result and output.result[1])
+        fault = output.failure_message or ""
+        if control.action == Action.RESET_PREFIX_CACHE and not is_true and not fault:
+            fault = "vLLM keeps its prefix cache while requests use it"  # whoever asked may ask again
+        if control.action == Action.SLEEP and not fault:
+            self._on_sleep(control.sleep.level)
+        elif control.action == Action.SLEEP or (control.action == Action.WAKE_UP and is_true):
+            self.is_asleep = False
+            self._on_sleep(None)
+        self._answer(EngineAnswer(engine=self._index, ticket=control.ticket, count=int(is_true), fault=fault))
+
+
+def _profile_arguments(options: ProfileOptions) -> tuple[Any, ...]:
+    """vLLM puts its own `_` behind the prefix, and knows nothing of a zero."""
+    return options.prefix.removesuffix("_") or None, options.delay_iterations or None, options.max_iterations or None
