@@ -37,10 +37,11 @@ from apiserver.routes.operator import AbortRequests, ResetPrefixCache, StartProf
 from apiserver.routes.pages import OpenApi, StaticPage
 from apiserver.routes.render import RenderChat, RenderCompletion
 from apiserver.routes.responses import CancelResponse, Responses, StoredResponses
-from apiserver.routes.sleep import IsSleeping, Sleep, WakeUp
+from apiserver.routes.sleep import Do, Is, Pause, Sleep, WakeUp
 from apiserver.routes.tokenize import Detokenize, Tokenize
 from apiserver.services import Services
 from apiserver.stack_sampler import StackSampler
+from ipc.messages import Action
 
 
 def build_app(services: Services) -> ASGIApp:
@@ -121,7 +122,13 @@ def _optional_routes(services: Services) -> list[Route]:
         routes += [
             Route("/sleep", Sleep(control), methods=["POST"]),
             Route("/wake_up", WakeUp(control), methods=["POST"]),
-            Route("/is_sleeping", IsSleeping(control), methods=["GET"]),
+            Route("/is_sleeping", Is(control, Action.IS_SLEEPING), methods=["GET"]),
+            Route("/pause", Pause(control), methods=["POST"]),
+            Route("/resume", Do(control, Action.RESUME, "resumed"), methods=["POST"]),
+            Route("/is_paused", Is(control, Action.IS_PAUSED), methods=["GET"]),
+            Route(
+                "/release_kv_cache_memory", Do(control, Action.RELEASE_KV_CACHE, "kv_cache_released"), methods=["POST"]
+            ),
         ]
     if profiler_dir is not None:
         routes += [

@@ -13,7 +13,12 @@ from ipc.messages import Action, Answered, Control, EngineAnswer, ProfileOptions
 
 ANSWER_S = 20.0  # behind one step of every engine, however long a prompt is prefilled in it
 LONG_ANSWER_S = 120.0
-LONG = {Action.STOP_PROFILE, Action.SLEEP, Action.WAKE_UP}  # a trace is written first, or weights are moved
+LONG = {
+    Action.STOP_PROFILE,
+    Action.SLEEP,
+    Action.WAKE_UP,
+    Action.PAUSE,
+}  # a trace is written first, weights are moved, …
 NO_PROFILE, PLAIN_RESET, PLAIN_SLEEP = ProfileOptions(), ResetOptions(), SleepOptions()
 
 

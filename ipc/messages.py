@@ -202,6 +202,10 @@ class Action(IntEnum):
     SLEEP = 5  # give memory back, as an engine `vllm` can; requests wait
     WAKE_UP = 6
     IS_SLEEPING = 7
+    PAUSE = 8  # run nothing, and keep the memory
+    RESUME = 9
+    IS_PAUSED = 10
+    RELEASE_KV_CACHE = 11  # of one that is paused and has nothing left; until it is woken
 
 
 class ProfileOptions(Struct, frozen=True, array_like=True, kw_only=True):
@@ -221,8 +225,9 @@ class ResetOptions(Struct, frozen=True, array_like=True, kw_only=True):
 
 class SleepOptions(Struct, frozen=True, array_like=True, kw_only=True):
     level: int = 1  # 0: nothing runs; 1: weights go to the host's memory, K/V is dropped; 2: weights are dropped too
-    mode: str = "abort"  # what becomes of running requests: abort, wait (until they end), keep
+    mode: str = "abort"  # what becomes of running requests: abort, wait (until they end), keep; of PAUSE too
     tags: tuple[str, ...] = ()  # WAKE_UP: what comes back; (): everything
+    clears_cache: bool = True  # PAUSE: no later request finds K/V of an earlier one
 
 
 class Control(Struct, frozen=True, array_like=True, tag=11, kw_only=True):
@@ -241,7 +246,9 @@ class EngineAnswer(Struct, frozen=True, array_like=True, tag=12, kw_only=True):
 
     engine: int
     ticket: int
-    count: int = 0  # requests aborted, blocks forgotten, traces begun or written; 1: it sleeps, or is awake again
+    count: int = (
+        0  # requests aborted, blocks forgotten, traces begun or written; 1: it sleeps, is paused, or is awake again
+    )
     fault: str = ""  # why it could not be done, in one line
 
 

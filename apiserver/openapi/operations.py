@@ -59,6 +59,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/sleep"): Operation("operator", "Engines vllm give their memory back", may_fail_as=(400, 503)),
     ("POST", "/wake_up"): Operation("operator", "Engines vllm take it again", may_fail_as=(400, 503)),
     ("GET", "/is_sleeping"): Operation("operator", "Does an engine vllm sleep?", may_fail_as=(400, 503)),
+    ("POST", "/pause"): Operation("operator", "Engines vllm run nothing", may_fail_as=(400, 503)),
+    ("POST", "/resume"): Operation("operator", "Engines vllm go on", may_fail_as=(400, 503)),
+    ("GET", "/is_paused"): Operation("operator", "Does an engine vllm rest?", may_fail_as=(400, 503)),
+    ("POST", "/release_kv_cache_memory"): Operation(
+        "operator", "Paused engines vllm drop their K/V memory", may_fail_as=(400, 503)
+    ),
     ("POST", "/start_profile"): Operation(
         "operator", "Profile the engines and the workers", StartProfileRequest, may_fail_as=_PROBE
     ),

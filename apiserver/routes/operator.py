@@ -51,7 +51,7 @@ class ResetPrefixCache:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         query = QueryParams(scope["query_string"])
         reset = ResetOptions(
-            running=_flag(query, "reset_running_requests"), external=_flag(query, "reset_external")
+            running=flag(query, "reset_running_requests"), external=flag(query, "reset_external")
         )  # fmt: skip
         answers = of_engines(await self._control.tell(Action.RESET_PREFIX_CACHE, reset=reset))
         logger.info("prefix cache reset", extra={"num_blocks": sum(answer.count for answer in answers)})
@@ -81,9 +81,9 @@ class StopProfile:
         await send_json(send, {"status": "stopped"})
 
 
-def _flag(query: QueryParams, name: str) -> bool:
+def flag(query: QueryParams, name: str, default: bool = False) -> bool:
     """As FastAPI reads one. Raises InvalidRequest."""
-    value = query.get(name, "false").lower()
+    value = query.get(name, str(default)).lower()
     if value not in TRUE + FALSE:
         raise InvalidRequest(f"{name} must be true or false", param=name)
     return value in TRUE

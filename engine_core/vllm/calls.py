@@ -62,6 +62,15 @@ class Controls:
                 self._ask(control, "wake_up", (list(sleep.tags) or None,))
             case Action.IS_SLEEPING:
                 self._ask(control, "is_sleeping", ())
+            case Action.PAUSE:
+                self.is_asleep = True
+                self._ask(control, "pause_scheduler", (sleep.mode, sleep.clears_cache))
+            case Action.RESUME:
+                self._ask(control, "resume_scheduler", ())
+            case Action.IS_PAUSED:
+                self._ask(control, "is_scheduler_paused", ())
+            case Action.RELEASE_KV_CACHE:
+                self._ask(control, "release_kv_cache_memory", ())
 
     def _ask(self, control: Control, method: str, arguments: tuple[Any, ...]) -> None:
         self._calls.ask(method, arguments, lambda output: self._on_answer(control, output))
@@ -71,11 +80,15 @@ class Controls:
         fault = output.failure_message or ""
         if control.action == Action.RESET_PREFIX_CACHE and not is_true and not fault:
             fault = "vLLM keeps its prefix cache while requests use it"  # whoever asked may ask again
-        if control.action == Action.SLEEP and not fault:
-            self._on_sleep(control.sleep.level)
-        elif control.action == Action.SLEEP or (control.action == Action.WAKE_UP and is_true):
+        has_failed = bool(fault)
+        is_awake = {
+            Action.SLEEP: has_failed, Action.PAUSE: has_failed, Action.RESUME: not has_failed, Action.WAKE_UP: is_true,
+        }  # fmt: skip
+        if is_awake.get(Action(control.action)):
             self.is_asleep = False
             self._on_sleep(None)
+        elif control.action == Action.SLEEP:
+            self._on_sleep(control.sleep.level)
         self._answer(EngineAnswer(engine=self._index, ticket=control.ticket, count=int(is_true), fault=fault))
 
 

@@ -96,19 +96,19 @@ MESSAGES: list[tuple[Message, list[Any]]] = [
     (EngineReady(engine=1), [10, 1]),
     (
         Control(ticket=STREAM, action=Action.ABORT_REQUESTS, request_ids=("a", "b")),
-        [11, STREAM, 1, ["a", "b"], ["", 0, 0], [False, False], [1, "abort", []]],
+        [11, STREAM, 1, ["a", "b"], ["", 0, 0], [False, False], [1, "abort", [], True]],
     ),
     (
         Control(ticket=STREAM, action=Action.START_PROFILE, profile=ProfileOptions(prefix="p", max_iterations=4)),
-        [11, STREAM, 3, [], ["p", 0, 4], [False, False], [1, "abort", []]],
+        [11, STREAM, 3, [], ["p", 0, 4], [False, False], [1, "abort", [], True]],
     ),
     (
         Control(ticket=STREAM, action=Action.SLEEP, sleep=SleepOptions(level=2, mode="keep", tags=("weights",))),
-        [11, STREAM, 5, [], ["", 0, 0], [False, False], [2, "keep", ["weights"]]],
+        [11, STREAM, 5, [], ["", 0, 0], [False, False], [2, "keep", ["weights"], True]],
     ),
     (
         Control(ticket=STREAM, action=Action.RESET_PREFIX_CACHE, reset=ResetOptions(running=True)),
-        [11, STREAM, 2, [], ["", 0, 0], [True, False], [1, "abort", []]],
+        [11, STREAM, 2, [], ["", 0, 0], [True, False], [1, "abort", [], True]],
     ),
     (EngineAnswer(engine=1, ticket=STREAM, count=2, fault="no"), [12, 1, STREAM, 2, "no"]),
     (

@@ -23,7 +23,6 @@ ROUTES: dict[str, tuple[str, ...]] = {
     "POST …/derender": ("POST /v1/completions/derender", "POST /v1/chat/completions/derender"),
     "GET /ping, POST /ping, /invocations (SageMaker)": ("GET /ping", "POST /ping", "POST /invocations"),
     "GET /kv_event_sources (where each rank publishes KV events)": ("GET /kv_event_sources",),
-    "/pause /resume /is_paused": ("POST /pause", "POST /resume", "GET /is_paused"),
     "/collective_rpc, weight-update set, /get_world_size": (
         "POST /collective_rpc", "POST /update_weights", "GET /get_world_size"),
     "/v1/load_lora_adapter, /unload": ("POST /v1/load_lora_adapter", "POST /v1/unload_lora_adapter"),

@@ -45,6 +45,13 @@ def _sleep(rig: Rig) -> Found:
         return _with_vllm({path: _ask(server, path, method=method).status_code == 200 for path, method in asks})
 
 
+@probe("/pause /resume /is_paused")
+def _pause(rig: Rig) -> Found:
+    with _bridged(rig) as server:
+        asks = [("/pause?mode=keep", "POST"), ("/is_paused", "GET"), ("/resume", "POST")]
+        return _with_vllm({path: _ask(server, path, method=method).status_code == 200 for path, method in asks})
+
+
 @probe("LoRA")
 def _lora(rig: Rig) -> Found:
     with _bridged(rig) as server:

@@ -96,12 +96,21 @@ def test_sleep_is_told_to_all_engines(folder: Path) -> None:
     slept = rig.post("/sleep?level=2&mode=wait").json()
     woken = rig.post("/wake_up?tags=weights").json()
     is_sleeping = rig.get("/is_sleeping").json()
+    others = [rig.post("/pause?mode=keep&clear_cache=false"), rig.post("/resume"), rig.get("/is_paused")]
+    others.append(rig.post("/release_kv_cache_memory"))
 
     assert [(control.action, control.sleep) for control in rig.engine.controls] == [
         (Action.SLEEP, SleepOptions(level=2, mode="wait")),
         (Action.WAKE_UP, SleepOptions(tags=("weights",))),
         (Action.IS_SLEEPING, SleepOptions()),
+        (Action.PAUSE, SleepOptions(mode="keep", clears_cache=False)),
+        (Action.RESUME, SleepOptions()),
+        (Action.IS_PAUSED, SleepOptions()),
+        (Action.RELEASE_KV_CACHE, SleepOptions()),
     ]
+    assert [answer.json() for answer in others] == [
+        {"status": "paused"}, {"status": "resumed"}, {"is_paused": True}, {"status": "kv_cache_released"},
+    ]  # fmt: skip
     assert slept == {"status": "sleeping", "level": 2}
     assert woken == {"status": "sleeping", "tags": ["weights"]}, "one of them is not whole yet"
     assert is_sleeping == {"is_sleeping": True}
@@ -122,4 +131,6 @@ def test_what_vllm_would_not_understand_is_refused_and_its_own_refusal_is_quoted
 def test_only_an_engine_vllm_sleeps(folder: Path) -> None:
     rig = WorkerRig(folder, server=ServerSettings(server_dev_mode=True))
 
-    assert rig.post("/sleep").status_code == rig.get("/is_sleeping").status_code == 404
+    assert (
+        rig.post("/sleep").status_code == rig.get("/is_sleeping").status_code == rig.post("/pause").status_code == 404
+    )

@@ -326,11 +326,12 @@ def test_vllm_is_asked_to_forget_its_prefixes_and_its_word_is_the_answer(
 
 
 def test_a_request_that_has_no_token_by_its_deadline_fails_and_one_that_has_goes_on(rig: Rig) -> None:
-    deadline_s = time.monotonic() + 0.05
+    deadline_s = time.monotonic() + 60
     late, started = rig.ask(1, deadline_s=deadline_s), rig.ask(2, deadline_s=deadline_s)
     rig.core.gives([started, [11]])
     rig.look()
-    time.sleep(0.06)
+    for stream in rig.bridge._streams.values():
+        stream.deadline_s = stream.deadline_s and time.monotonic() - 0.01
 
     assert [(f.stream, f.code) for f in rig.records().failures] == [(1, FailureCode.DEADLINE)]
     assert rig.core.aborted == [late] and len(rig.bridge.stream_ids) == 1
@@ -412,6 +413,42 @@ def test_an_engine_core_that_is_awake_again_has_to_answer(rig: Rig, is_whole: bo
         with pytest.raises(EngineGone, match="gave nothing"):
             rig.look()
     else:
+        rig.look()
+
+
+@pytest.mark.parametrize(
+    ("action", "method", "arguments"),
+    [
+        (Action.PAUSE, "pause_scheduler", ["abort", True]),
+        (Action.RESUME, "resume_scheduler", []),
+        (Action.IS_PAUSED, "is_scheduler_paused", []),
+        (Action.IS_SLEEPING, "is_sleeping", []),
+        (Action.RELEASE_KV_CACHE, "release_kv_cache_memory", []),
+    ],
+)
+def test_an_operators_word_becomes_a_call_of_vllms_method(
+    rig: Rig, action: Action, method: str, arguments: list[Any]
+) -> None:
+    rig.send(Control(ticket=9, action=action))
+    [(_, call_id, *told)] = rig.core.calls
+    rig.core.says(call_id, None, True)
+    rig.look()
+
+    assert told == [method, arguments]
+    assert rig.broker.answers == [EngineAnswer(engine=0, ticket=9, count=1)]
+
+
+def test_a_paused_engine_core_is_not_taken_for_dead_until_it_resumes(rig: Rig) -> None:
+    rig.ask()
+    for action in (Action.PAUSE, Action.RESUME):
+        rig.send(Control(ticket=9, action=action))
+        rig.core.says(rig.core.calls[-1][1], None, None)
+        rig.look()
+        rig.bridge._last_step_s -= 61
+        if action == Action.PAUSE:
+            rig.look()
+
+    with pytest.raises(EngineGone, match="gave nothing"):
         rig.look()
 
 
