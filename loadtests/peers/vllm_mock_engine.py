@@ -36,7 +36,7 @@ READY_RESPONSE: dict[str, Any] = {  # Any: the protocol's own mixture
     "max_model_len": 131072, "num_gpu_blocks": 65536, "block_size": 16, "dp_stats_address": None, "dtype": "bfloat16",
     "vllm_version": "0.33.0", "world_size": 1, "data_parallel_size": 1, "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1, "decode_context_parallel_size": 1, "data_parallel_rank": 0, "max_num_seqs": 4096,
-    "max_num_batched_tokens": 8192, "instance_id": "mock", "supports_lora": True, "max_loras": 0,
+    "max_num_batched_tokens": 8192, "instance_id": "mock", "supports_lora": True, "max_loras": 4,
     "mamba_block_size": None, "kv_cache_size_tokens": 65536 * 16, "kv_cache_max_concurrency": 8.0,
     "kv_events_config": None, "weight_transfer_backend": None, "enable_sleep_mode": False,
     "supports_draft_weight_updates": False, "effective_attention_block_size": 16, "coord_store_port": 0,
