@@ -182,6 +182,8 @@ group-test: chart-tools peers
 
 # buildah and debootstrap, as root; no daemon and no registry.
 image: install
+	{ command -v buildah && command -v debootstrap; } >/dev/null || { \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends buildah debootstrap; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[image]'
 	PATH=$(CURDIR)/$(BIN):$$PATH image/build.sh
 

@@ -16,6 +16,7 @@ from apiserver.middleware import RequestMiddleware
 from apiserver.openapi.document import document
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.routes.chat import ChatCompletions
+from apiserver.routes.chat_batch import ChatBatch
 from apiserver.routes.chat_intake import ChatIntake
 from apiserver.routes.completions import Completions
 from apiserver.routes.embeddings import Embeddings
@@ -76,6 +77,7 @@ def routes_of(services: Services) -> list[Route]:
     describe = partial(document, routes, title="tokenfleet", version=installed_version(), has_keys=has_keys)
     routes += [
         Route("/v1/chat/completions", ChatCompletions(services, intake), methods=["POST"]),
+        Route("/v1/chat/completions/batch", ChatBatch(services, intake), methods=["POST"]),
         Route("/v1/chat/completions/render", RenderChat(services, intake), methods=["POST"]),
         Route("/v1/completions", Completions(services, prompts), methods=["POST"]),
         Route("/v1/completions/render", RenderCompletion(services, prompts), methods=["POST"]),

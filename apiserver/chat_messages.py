@@ -70,9 +70,7 @@ def _content(path: str, message: Message, takes_parts: bool) -> str | list[dict[
     content = message.content
     if isinstance(content, str):
         return content
-    if content is None:
-        if message.role != "assistant":
-            raise InvalidRequest(f"{path}.content is missing", param=f"{path}.content")
+    if content is None:  # of a call of tools, and as in vLLM of whoever says nothing
         return ""
     texts = [_text_of(f"{path}.content[{place}]", part) for place, part in enumerate(content)]
     return [{"type": "text", "text": text} for text in texts] if takes_parts else "\n".join(texts)

@@ -16,9 +16,11 @@ make_base() {
     [ -e "$STORE/base/rootfs.tar" ] || {
         debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$STORE/rootfs" \
             >"$STORE/debootstrap.log"
+        if mountpoint -q "$STORE/rootfs/proc"; then umount "$STORE/rootfs/proc"; fi  # some debootstraps leave it mounted
         mkdir -p "$STORE/base"
-        tar -C "$STORE/rootfs" -cf "$STORE/base/rootfs.tar" .
-        rm -r "$STORE/rootfs"
+        tar --one-file-system -C "$STORE/rootfs" -cf "$STORE/base/rootfs.part" .
+        mv "$STORE/base/rootfs.part" "$STORE/base/rootfs.tar"
+        rm -r --one-file-system "$STORE/rootfs"
     }
     printf 'FROM scratch\nADD rootfs.tar /\n' >"$STORE/base/Dockerfile"
     buildah bud --quiet --isolation chroot -t localhost/debian12-python -f "$STORE/base/Dockerfile" "$STORE/base" >/dev/null

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from ipc.json_schema import exact, exact_source
 
@@ -22,13 +22,29 @@ MAX_EBNF_CHARS = 16 * 1024
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 """Between JSON tokens. Bounded: a small model would otherwise indent until its tokens are used up."""
 
+_UNKNOWN_ONE_OF = "oneOf constraints are not supported"
+
 
 class Grammar(Struct, frozen=True, array_like=True):
     """`source` by kind: JSON of the schema; the regular expression; a JSON list of texts; EBNF as in GBNF, or Lark; JSON of the
-    structural tag. An empty text for json_object."""
+    structural tag. An empty text for json_object. `is_compact`: JSON has no white space between its tokens."""
 
     kind: Kind
     source: str = ""
+    is_compact: bool = False
+
+    @property
+    def known_source(self) -> str:
+        """The same with schemas in words that llguidance knows. Raises ValueError as `llguidance_source`."""
+        match self.kind:
+            case "json_schema":
+                return _known_schema(self.source)
+            case "structural_tag":
+                tag = _structural_tag(self.source)
+                known = [structs.replace(tag, schema=exact(tag.schema)) for tag in tag.structures]
+                return msgspec.json.encode(structs.replace(tag, structures=known)).decode()
+            case _:
+                return self.source
 
 
 class _Tag(Struct):
@@ -65,12 +81,13 @@ def llguidance_source(grammar: Grammar) -> str:
     """Raises ValueError where the form alone is wrong; what it says is looked at by `fault_of`."""
     from llguidance import LLMatcher, grammar_from  # 10 MB that the broker has no use for
 
+    whitespace: Any = {"whitespace_flexible": False} if grammar.is_compact else {"whitespace_pattern": _WHITESPACE}
     match grammar.kind:
         case "json_object":
-            return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides={"whitespace_pattern": _WHITESPACE})
+            return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=whitespace)
         case "json_schema":
-            options: Any = {"whitespace_pattern": _WHITESPACE, "lenient": False}
-            return LLMatcher.grammar_from_json_schema(exact_source(grammar.source), overrides=options)
+            options: Any = {**whitespace, "lenient": False}
+            return LLMatcher.grammar_from_json_schema(grammar.known_source, overrides=options)
         case "regex":
             return LLMatcher.grammar_from_regex(grammar.source)
         case "choice":
@@ -78,24 +95,38 @@ def llguidance_source(grammar: Grammar) -> str:
         case "ebnf":
             return grammar_from("ebnf", grammar.source)
         case "structural_tag":
-            return _tags_source(grammar.source)
+            return _tags_source(grammar.known_source)
+
+
+def _known_schema(schema: str) -> str:
+    """Of a oneOf llguidance sees by itself whether no two branches fit the same; else it is told what the others refuse."""
+    from llguidance import LLMatcher
+
+    known = exact_source(schema)
+    if '"oneOf"' not in schema:
+        return known
+    source = LLMatcher.grammar_from_json_schema(known, overrides={"lenient": False})
+    if _UNKNOWN_ONE_OF in (LLMatcher.validate_grammar(source) or ""):
+        return exact_source(schema, one_of_is_known=False)
+    return known
+
+
+def _structural_tag(source: str) -> _StructuralTag:
+    try:
+        return msgspec.json.decode(source, type=_StructuralTag)
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from None
 
 
 def _tags_source(source: str) -> str:
     from llguidance import StructTag
 
-    try:
-        tag = msgspec.json.decode(source, type=_StructuralTag)
-    except msgspec.MsgspecError as error:
-        raise ValueError(str(error)) from None
-    tags = []
+    tag, tags = _structural_tag(source), list[StructTag]()
     for structure in tag.structures:
         trigger = next((text for text in tag.triggers if text and structure.begin.startswith(text)), None)
         if trigger is None:
             raise ValueError(f"no trigger begins {structure.begin!r}")
-        tags.append(
-            StructTag(trigger=trigger, begin=structure.begin, grammar=exact(structure.schema), end=structure.end)
-        )  # fmt: skip
+        tags.append(StructTag(trigger=trigger, begin=structure.begin, grammar=structure.schema, end=structure.end))
     if not tags:
         raise ValueError("structures must not be empty")
     return StructTag.to_grammar(tags, assume_special=False)

@@ -10,7 +10,13 @@ from msgspec import Struct
 from apiserver.schema.embeddings import EmbeddingRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest
 from apiserver.schema.operator_requests import AbortRequest, StartProfileRequest
-from apiserver.schema.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from apiserver.schema.requests import (
+    BatchChatRequest,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from apiserver.schema.response_requests import ResponseRequest
 from apiserver.schema.token_requests import GenerateRequest
 
@@ -32,6 +38,7 @@ _PROBE = (503,)
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation("OpenAI", "Continue a chat", ChatRequest, _GENERATES),
+    ("POST", "/v1/chat/completions/batch"): Operation("OpenAI", "Continue several chats", BatchChatRequest),
     ("POST", "/v1/completions"): Operation("OpenAI", "Continue texts or token ids", CompletionRequest, _GENERATES),
     ("POST", "/v1/embeddings"): Operation("OpenAI", "Vectors of texts", EmbeddingRequest),
     ("POST", "/v1/responses"): Operation("OpenAI", "Create a response", ResponseRequest, _GENERATES),

@@ -1,6 +1,7 @@
 """From a chat to what the engines are asked: the way of /v1/chat/completions and of the APIs that are mapped on chats."""
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 
 from msgspec import Struct
@@ -8,6 +9,7 @@ from starlette.types import Scope
 
 from apiserver.bad_words import without_bad_words
 from apiserver.chat_messages import render_chat
+from apiserver.errors import InvalidRequest
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.output_formats import OutputFormats
 from apiserver.prompt_encoding import PromptEncoder
@@ -52,19 +54,30 @@ class ChatIntake:
     async def request(
         self, chat: ChatRequest, rendered: RenderedChat, scope: Scope, request_id: str
     ) -> GenerationRequest:
-        """Beside the loop where a grammar is checked. Raises InvalidRequest, ContextTooLong."""
-        if asks_for_grammar(chat) or asks_for_calls(chat):
-            return await asyncio.to_thread(self._request, chat, rendered, scope, request_id)
-        return self._request(chat, rendered, scope, request_id)
+        """Raises InvalidRequest, ContextTooLong."""
+        return await self.batch([chat], [rendered], scope, request_id)
 
-    def _request(self, chat: ChatRequest, rendered: RenderedChat, scope: Scope, request_id: str) -> GenerationRequest:
-        services = self._services
-        output_format = self.formats.format_or_none(chat, rendered.text)
+    async def batch(
+        self, chats: Sequence[ChatRequest], rendered: Sequence[RenderedChat], scope: Scope, request_id: str
+    ) -> GenerationRequest:
+        """Of chats that are alike but for their messages; each is a prompt. Beside the loop where a grammar is checked."""
+        if asks_for_grammar(chats[0]) or asks_for_calls(chats[0]):
+            return await asyncio.to_thread(self._batch, chats, rendered, scope, request_id)
+        return self._batch(chats, rendered, scope, request_id)
+
+    def _batch(
+        self, chats: Sequence[ChatRequest], rendered: Sequence[RenderedChat], scope: Scope, request_id: str
+    ) -> GenerationRequest:
+        services, chat = self._services, chats[0]
+        formats = [self.formats.format_or_none(one, prompt.text) for one, prompt in zip(chats, rendered, strict=True)]
+        output_format = formats[0]
+        if len(formats) > 1 and len({None if form is None else form.thinking for form in formats}) > 1:
+            raise InvalidRequest("messages: some of the chats end within reasoning, others do not", param="messages")
         if output_format is not None and not output_format.shows_reasoning:
             chat.logprobs, chat.top_logprobs = False, None  # they would tell what is hidden; so in vLLM
         generation = generation_request(
             chat,
-            (rendered.prompt,),
+            tuple([one.prompt for one in rendered]),
             services.model,
             services.settings.server,
             request_id=request_id,

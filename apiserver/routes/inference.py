@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from apiserver.answer_details import AnswerDetails
 from apiserver.asgi import read_body
 from apiserver.bad_words import without_bad_words
+from apiserver.collected_details import CollectedDetails
 from apiserver.errors import InvalidRequest
 from apiserver.generation import GenerationRequest, Prompt
 from apiserver.logprobs import TokenTexts
@@ -53,8 +54,9 @@ class Generate:
         has_text = request.output_mode == "text"
         answers = GenerateAnswers(
             response_id := f"generate-tokens-{generation.request_id}",
-            self._texts if has_text else None,
+            self._texts,
             request.token_ids,
+            has_text=has_text,
             shows_prompt=bool(request.return_token_ids),
         )
         await answer(
@@ -66,7 +68,8 @@ class Generate:
     def _kinds(self, generation: GenerationRequest, *, has_text: bool) -> ChoiceKinds:
         streamed = partial(StreamedTokens, details=generation.details or AnswerDetails())
         is_read = has_text or bool(generation.stop)
-        return ChoiceKinds(streamed, CollectedTokens, None if is_read else self._unread_text)
+        collected = CollectedTokens if generation.details is None else CollectedDetails
+        return ChoiceKinds(streamed, collected, None if is_read else self._unread_text)
 
     def _unread_text(self) -> UnreadText:
         return UnreadText(None, self._services.preloaded.tokenizer)

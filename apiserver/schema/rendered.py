@@ -94,6 +94,11 @@ def _sampling(request: SamplingFields, generation: GenerationRequest, place: int
 
 
 def _structured_outputs(grammar: Grammar) -> Json:
+    asked = _asked(grammar)
+    return {**asked, "disable_any_whitespace": True} if grammar.is_compact else asked
+
+
+def _asked(grammar: Grammar) -> Json:
     match grammar.kind:
         case "json_object":
             return {"json_object": True}

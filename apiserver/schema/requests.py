@@ -21,9 +21,10 @@ NoEffect = Any  # whatever a client puts into a field that changes nothing here
 
 
 class Message(Struct):
-    """One turn. `content` may be text or a list of parts, of which only text is served."""
+    """One turn. `content` may be text or a list of parts, of which only text is served. `role` is for the chat template to
+    know: some models have roles of their own, such as Llama 3's ipython or Granite's document."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: str
     content: str | list[dict[str, Any]] | None = None  # Any: parts are checked one by one
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None  # Any: checked in apiserver.chat_messages
@@ -113,8 +114,9 @@ class SamplingFields(StructuredFields, kw_only=True):
     return_weight_versions: Unserved = None
 
 
-class ChatRequest(SamplingFields, kw_only=True):
-    messages: list[Message]
+class ChatFields(SamplingFields, kw_only=True):
+    """What a chat and a batch of chats share."""
+
     logprobs: bool | None = False
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
@@ -141,6 +143,20 @@ class ChatRequest(SamplingFields, kw_only=True):
     media_io_kwargs: Unserved = None
     mm_processor_kwargs: Unserved = None
     return_prompt_text: Unserved = None
+
+
+class ChatRequest(ChatFields, kw_only=True):
+    messages: list[Message]
+
+
+class BatchChatRequest(ChatFields, kw_only=True):
+    """vLLM's: one answer to each of several chats that want the same of the model."""
+
+    messages: list[list[Message]]
+
+    def chats(self) -> list[ChatRequest]:
+        fields = {name: getattr(self, name) for name in ChatFields.__struct_fields__}
+        return [ChatRequest(messages=messages, **fields) for messages in self.messages]
 
 
 class CompletionRequest(SamplingFields, kw_only=True):
@@ -177,6 +193,7 @@ class DetokenizeRequest(Struct, kw_only=True):
 
 
 _chat = msgspec.json.Decoder(ChatRequest)
+_batch = msgspec.json.Decoder(BatchChatRequest)
 _completion = msgspec.json.Decoder(CompletionRequest)
 _tokenize = msgspec.json.Decoder(TokenizeRequest)
 _detokenize = msgspec.json.Decoder(DetokenizeRequest)
@@ -185,6 +202,10 @@ _detokenize = msgspec.json.Decoder(DetokenizeRequest)
 def decode_chat(body: bytes) -> ChatRequest:
     """Raises InvalidRequest, as its siblings do."""
     return decode_with(_chat, body)
+
+
+def decode_batch(body: bytes) -> BatchChatRequest:
+    return decode_with(_batch, body)
 
 
 def decode_completion(body: bytes) -> CompletionRequest:

@@ -121,7 +121,7 @@ def _of_structured_outputs(asked: StructuredOutputs | None) -> list[tuple[str, G
     if asked is None:
         return []
     prefix = "structured_outputs."
-    for option in ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern"):
+    for option in ("disable_additional_properties", "whitespace_pattern"):
         if getattr(asked, option):
             raise InvalidRequest(f"{prefix}{option} is not supported by this server", param=prefix + option)
     grammars = [
@@ -134,7 +134,14 @@ def _of_structured_outputs(asked: StructuredOutputs | None) -> list[tuple[str, G
     ]
     if all(grammar is None for _, grammar in grammars):
         raise InvalidRequest("structured_outputs asks for nothing", param="structured_outputs")
+    if asked.disable_any_whitespace:
+        return [(param, None if one is None else _compact(one)) for param, one in grammars]
     return grammars
+
+
+def _compact(grammar: Grammar) -> Grammar:
+    """White space between the tokens of JSON is all that could be meant."""
+    return Grammar(grammar.kind, grammar.source, grammar.kind in ("json_object", "json_schema"))
 
 
 def _of_schema(schema: str | dict[str, Any] | None) -> Grammar | None:

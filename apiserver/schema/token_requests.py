@@ -33,6 +33,7 @@ class TokenSampling(Struct, kw_only=True):
     max_tokens: int | None = None
     min_tokens: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = True
     spaces_between_special_tokens: bool | None = None
     bad_words: list[str] | None = None
@@ -48,7 +49,6 @@ class TokenSampling(Struct, kw_only=True):
     output_kind: NoEffect = None
     skip_clone: NoEffect = None
 
-    prompt_logprobs: Unserved = None
     prompt_logprob_token_ids: Unserved = None
     prompt_logprob_start: Unserved = None
     logprob_token_ids: Unserved = None
@@ -60,7 +60,7 @@ class TokenSampling(Struct, kw_only=True):
     watermarking: Unserved = None
 
 
-_OWN = {"max_tokens", "prompt_logprobs", "logprob_token_ids", "repetition_detection", "routed_experts_prompt_start"}
+_OWN = {"max_tokens", "logprob_token_ids", "repetition_detection", "routed_experts_prompt_start"}
 _OWN |= {"thinking_token_budget", "watermarking"}
 _OF_COMPLETIONS = set(TokenSampling.__struct_fields__) & set(CompletionRequest.__struct_fields__) - _OWN
 

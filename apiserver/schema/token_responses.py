@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
+from apiserver.collected_details import CollectedDetails
 from apiserver.errors import ApiError
 from apiserver.generation import CollectedChoice, Usage
-from apiserver.logprobs import LOWEST, TokenTexts, chat_logprobs
+from apiserver.logprobs import LOWEST, TokenTexts, chat_logprobs, prompt_logprobs
 from apiserver.schema.responses import kv_transfer_params, running_usage, usage_object
 from apiserver.token_choices import CollectedTokens
 from ipc.record import Scored
@@ -19,27 +20,28 @@ _encode = msgspec.json.encode
 _CHOICE = dict.fromkeys(("routed_experts", "sampling_mask", "weight_versions"))
 _BODY = dict.fromkeys(
     (
-        "prompt_logprobs", "prompt_token_id_logprobs", "mm_placeholders", "metrics", "ec_transfer_params",
+        "prompt_token_id_logprobs", "mm_placeholders", "metrics", "ec_transfer_params",
     )
 )  # fmt: skip
 
 
 class GenerateAnswers:
-    """Of one request. `texts` where the answer has text: then the logprobs are a chat's, else they are of ids."""
+    """Of one request. Where the answer has text the logprobs are a chat's, else they are of ids; a prompt's have texts as in
+    every answer."""
 
     done = b"data: [DONE]\n\n"
 
     def __init__(
-        self, response_id: str, texts: TokenTexts | None, prompt_ids: list[int], *, shows_prompt: bool = False
+        self, response_id: str, texts: TokenTexts, prompt_ids: list[int], *, has_text: bool, shows_prompt: bool = False
     ) -> None:
-        self._texts, self._num_prompt_tokens = texts, len(prompt_ids)
+        self._texts, self._has_text, self._num_prompt_tokens = texts, has_text, len(prompt_ids)
         self._prompt_ids = prompt_ids if shows_prompt else None
-        self._mode = "tokens" if texts is None else "text"
-        self._head: Json = {"request_id": response_id, "output_mode": self._mode}
+        self._head: Json = {"request_id": response_id, "output_mode": "text" if has_text else "tokens"}
         self._is_begun = False
 
     def body(self, response_id: str, model: str, choices: list[CollectedChoice], usage: Usage) -> bytes:
         """apiserver.routes.generate.Body."""
+        first = choices[0]
         return _encode(
             {
                 **self._head,
@@ -49,6 +51,7 @@ class GenerateAnswers:
                 "prompt_token_ids": self._prompt_ids,
                 "choices": [self._collected(choice) for choice in choices],
                 **_BODY,
+                "prompt_logprobs": first.prompt_logprobs if isinstance(first, CollectedDetails) else None,
                 "kv_transfer_params": kv_transfer_params(choices),
             }
         )
@@ -96,12 +99,16 @@ class GenerateAnswers:
             "logprobs": logprobs,
             **_CHOICE,
         }
-        return choice if self._texts is None else {**choice, "text": text}
+        return {**choice, "text": text} if self._has_text else choice
 
-    def logprobs(self, scores: list[Scored]) -> Json:
-        if self._texts is not None:
+    def logprobs(self, scores: list[Scored], first: int | None = None) -> Json:
+        """No prompt is echoed, whose `first` token it would be."""
+        if self._has_text:
             return chat_logprobs(self._texts, scores)
         return {"content": [_id_logprobs(scored) for scored in scores]}
+
+    def prompt_logprobs(self, scores: list[Scored]) -> list[Json | None]:
+        return prompt_logprobs(self._texts, scores)
 
     def usage(self, usage: Usage) -> bytes:
         return _event({**self._head, "choices": [], "usage": usage_object(usage)})

@@ -12,7 +12,14 @@ from msgspec import Struct
 from apiserver.errors import InvalidRequest
 from apiserver.schema.embeddings import EmbeddingRequest
 from apiserver.schema.messages import CountTokensRequest, MessagesRequest
-from apiserver.schema.requests import ChatRequest, CompletionRequest, Message, SamplingFields, TokenizeRequest
+from apiserver.schema.requests import (
+    BatchChatRequest,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    SamplingFields,
+    TokenizeRequest,
+)
 from apiserver.schema.response_requests import Reasoning, ResponseRequest, TextConfig
 from apiserver.schema.token_requests import GenerateRequest, TokenSampling
 
@@ -45,6 +52,14 @@ CHAT: Mapping[str, tuple[Any, ...]] = {
     "media_io_kwargs": EMPTY,
     "mm_processor_kwargs": EMPTY,
     "return_prompt_text": FALSE,
+}
+BATCH: Mapping[str, tuple[Any, ...]] = {
+    **CHAT,
+    "stream": FALSE,
+    "n": (None, 1),
+    "tools": EMPTY,
+    "tool_choice": (None, "none"),
+    "prompt_logprobs": ANY_NULL,
 }
 COMPLETION: Mapping[str, tuple[Any, ...]] = {
     **SHARED,
@@ -116,7 +131,6 @@ GENERATE: Mapping[str, tuple[Any, ...]] = {
     "ec_transfer_params": EMPTY,
 }
 TOKEN_SAMPLING: Mapping[str, tuple[Any, ...]] = {
-    "prompt_logprobs": ANY_NULL,
     "prompt_logprob_token_ids": EMPTY,
     "prompt_logprob_start": ANY_NULL,
     "logprob_token_ids": EMPTY,
@@ -132,6 +146,7 @@ MESSAGE: Mapping[str, tuple[Any, ...]] = {"refusal": EMPTY, "audio": EMPTY, "fun
 
 TABLES: Mapping[type[Struct], Mapping[str, tuple[Any, ...]]] = {
     ChatRequest: CHAT,
+    BatchChatRequest: BATCH,
     CompletionRequest: COMPLETION,
     TokenizeRequest: TOKENIZE,
     MessagesRequest: MESSAGES,

@@ -36,7 +36,8 @@ class ToolUse(Struct, frozen=True):
 
     @property
     def schemas(self) -> ParameterSchemas:
-        return {tool.function.name: tool.function.parameters for tool in self.tools}
+        """Of several tools of one name the first one's, as in vLLM."""
+        return {tool.function.name: tool.function.parameters for tool in reversed(self.tools)}
 
     def grammar_or_none(self) -> Grammar | None:
         """What the answer is held to; None where it may be anything. Raises InvalidRequest."""
@@ -83,15 +84,11 @@ def check_tools(tools: list[Tool] | None) -> None:
         return
     if not tools:
         raise InvalidRequest("tools must not be empty: leave it out instead", param="tools")
-    names: set[str] = set()
     for place, tool in enumerate(tools):
         path = f"tools[{place}].function"
         name = tool.function.name
         if not 1 <= len(name) <= MAX_NAME_CHARS:
             raise InvalidRequest(f"{path}.name must have 1 to {MAX_NAME_CHARS} characters", param=f"{path}.name")
-        if name in names:
-            raise InvalidRequest(f"{path}.name: there is already a tool called {name!r}", param=f"{path}.name")
-        names.add(name)
         kind = (tool.function.parameters or {}).get("type", "object")
         if kind != "object":
             raise InvalidRequest(

@@ -272,13 +272,15 @@ def _structured_outputs(grammar: Grammar) -> dict[str, Any]:  # Any: parameters 
         case "json_object":
             asked: dict[str, Any] = {"json_object": True}
         case "json_schema":
-            asked = {"json": grammar.source}
+            asked = {"json": grammar.known_source}
         case "choice":
             asked = {"choice": msgspec.json.decode(grammar.source)}
         case "ebnf":
             asked = {"grammar": grammar.source}
         case "regex" | "structural_tag":
-            asked = {grammar.kind: grammar.source}
+            asked = {grammar.kind: grammar.known_source}
+    if grammar.is_compact:
+        asked["disable_any_whitespace"] = True
     return {**asked, "_backend": STRUCTURED_BACKEND}
 
 

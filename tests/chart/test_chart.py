@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from config.checks import faults_of
 from config.load import load
 from tests.chart.rendering import (
+    CHART,
     MONITORING_API,
     Object,
     RenderError,
@@ -390,6 +392,45 @@ REFUSED: list[tuple[Object, str]] = [
 def test_values_that_cannot_work_do_not_render(values: Object, reason: str) -> None:
     with pytest.raises(RenderError, match=reason):
         render(values)
+
+
+VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text())
+MAY_BE_MISSING = {"resources.requests", "resources.limits", "monitoring.dashboardLabels.grafana_dashboard"}
+"""Beside lists and tables that are empty by default."""
+
+
+def _nulls(table: Object, path: str = "") -> tuple[Object, Object, list[str]]:
+    """Every value set to null: those that may be missing, those that may not, and the names of these."""
+    may: Object = {}
+    must: Object = {}
+    names: list[str] = []
+    for name, value in table.items():
+        place = f"{path}.{name}".removeprefix(".")
+        if value in (None, {}, []) or place.removeprefix("multiNode.") in MAY_BE_MISSING:
+            may[name] = None
+        elif isinstance(value, dict) and place != "config":
+            may[name], must[name], inner = _nulls(value, place)
+            names += inner
+        else:
+            must[name] = None
+            names.append(name)
+    return may, must, names
+
+
+def test_a_null_renders_as_nothing_or_is_refused_by_the_schema() -> None:
+    """Helm takes a null as "without the chart's default"."""
+    may, must, names = _nulls(VALUES)
+    tables = {name: None for name, value in VALUES.items() if isinstance(value, dict) and value}
+
+    assert "Deployment" in kinds(render(may))
+    with pytest.raises(RenderError) as leaves:
+        render(must)
+    with pytest.raises(RenderError) as whole:
+        render(tables)
+    assert len(names) >= 80
+    assert [name for name in names if f"'{name}'" not in str(leaves.value)] == []
+    assert [name for name in tables if f"'{name}'" not in str(whole.value)] == []
+    assert "missing propert" in str(leaves.value) and "nil pointer" not in str(leaves.value) + str(whole.value)
 
 
 def test_the_test_hook_chats_with_a_real_fleet(sim_fleet: Fleet) -> None:

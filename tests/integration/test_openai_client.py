@@ -199,7 +199,7 @@ UGLY_BODIES = [
     b'{"model": "MODEL"}',
     b'{"model": "MODEL", "messages": []}',
     b'{"model": "MODEL", "messages": "hi"}',
-    b'{"model": "MODEL", "messages": [{"role": "king", "content": "hi"}]}',
+    b'{"model": "MODEL", "messages": [{"role": null, "content": "hi"}]}',
     b'{"model": "MODEL", "messages": [{"role": "user", "content": 7}]}',
     b'{"model": "MODEL", "messages": [{"role": "user", "content": "\xff\xfe"}]}',
     b'{"model": "MODEL", "messages": [{"role": "user", "content": "hi"}], "max_tokens": -1}',

@@ -2,13 +2,25 @@
 
 from typing import Any
 
-from tests.oracle.cases.case import QUESTION, Case, chat
+from tests.oracle.cases.case import CHAT, QUESTION, Case, chat
 
 USER = QUESTION[0]
 SYSTEM = {"role": "system", "content": "You answer in one word."}
 BEGUN = [USER, {"role": "assistant", "content": "The capital of"}]
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+TWO = [QUESTION, [{"role": "user", "content": "Name a colour."}]]
+BATCHES: dict[str, dict[str, Any]] = {
+    "": {"messages": TWO},
+    "-logprobs": {"messages": TWO, "logprobs": True, "top_logprobs": 1, "max_tokens": 3},
+    "-ids": {"messages": TWO, "return_token_ids": True, "max_tokens": 3},
+    "-of-one": {"messages": [QUESTION]},
+    "-of-none": {"messages": []},
+    "-with-an-empty-chat": {"messages": [QUESTION, []]},
+    "-of-a-chat": {"messages": QUESTION},
+    "-n-2": {"messages": TWO, "n": 2},
+    "-json": {"messages": TWO, "structured_outputs": {"choice": ["red"]}},
+}
 
 
 def parts(*texts: str) -> list[dict[str, Any]]:
@@ -102,6 +114,10 @@ CASES: list[Case] = [
         "chats/template-reads-documents",
         chat_template="{% for d in documents %}{{ d.text }}{% endfor %}{{ messages[0].content }}",
         documents=[{"title": "T", "text": "Lyon."}],
+    ),
+    *(
+        Case(f"chats/batch{name}", CHAT + "/batch", {"model": "m", "max_tokens": 8, "temperature": 0, **fields})
+        for name, fields in BATCHES.items()
     ),
     chat("chats/add-special-tokens", add_special_tokens=True),
     chat("chats/reasoning-effort", reasoning_effort="low"),

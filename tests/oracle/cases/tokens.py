@@ -62,6 +62,25 @@ CASES: list[Case] = [
         },
     ),
     Case(
+        "tokens/generate-prompt-logprobs",
+        "/inference/v1/generate",
+        {
+            "model": "m",
+            "token_ids": [504, 3575, 282, 4649, 314],
+            "sampling_params": {"max_tokens": 2, "temperature": 0, "prompt_logprobs": 1},
+        },
+    ),
+    Case(
+        "tokens/generate-prompt-logprobs-text",
+        "/inference/v1/generate",
+        {
+            "model": "m",
+            "token_ids": [504, 3575, 282, 4649, 314],
+            "output_mode": "text",
+            "sampling_params": {"max_tokens": 2, "temperature": 0, "prompt_logprobs": 0, "n": 2, "top_k": 1},
+        },
+    ),
+    Case(
         "tokens/generate-from-nothing",
         "/inference/v1/generate",
         {"model": "m", "token_ids": [], "sampling_params": {"max_tokens": 8}},

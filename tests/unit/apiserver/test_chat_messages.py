@@ -32,6 +32,15 @@ def test_a_template_that_knows_no_developers_reads_one_system_message(
     assert rendered([*[{"role": role, "content": text} for role, text in before], USER]) == expected
 
 
+def test_roles_are_the_templates_to_know() -> None:
+    assert rendered([{"role": "ipython", "content": "42"}, USER]) == "[ipython] 42 [user] Hi "
+
+
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "tool", "content": None}, {"role": "system"}])
+def test_who_says_nothing_has_an_empty_text(message: Mapping[str, object]) -> None:
+    assert rendered([message, USER]) == f"[{message['role']}]  [user] Hi "
+
+
 def test_a_template_that_knows_developers_is_given_them() -> None:
     source = "{% if messages[0].role == 'developer' %}D{% endif %}" + PLAIN
 

@@ -24,6 +24,7 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ("/v1/chat/completions", {**CHAT, "n": 2, "seed": 1, "temperature": 0.5, "logprobs": True, "top_logprobs": 3}),
     ("/v1/chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "none", "metadata": {"a": "b"}, "user": "u"}),
     ("/v1/chat/completions", {**CHAT, "prompt_logprobs": None, "best_of": 1, "functions": [], "unknown": {}}),
+    ("/v1/chat/completions/batch", {**CHAT, "messages": [CHAT["messages"], CHAT["messages"]]}),
     ("/v1/completions", {"prompt": "hello", "max_tokens": 3, "logit_bias": {"5": 1.5}}),
     ("/v1/completions", {"prompt": ["a", "b"], "logprobs": 1}),
     ("/v1/completions", {"prompt": [[1, 2], [3]]}),

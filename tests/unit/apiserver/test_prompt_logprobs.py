@@ -34,6 +34,19 @@ def test_the_first_token_has_no_logprob_and_the_others_themselves_and_the_likeli
     assert asked == [2, 2, NO_LOGPROBS, 2, NO_LOGPROBS], "one choice of a prompt computes them for all"
 
 
+@pytest.mark.parametrize("mode", ["tokens", "text"])
+def test_generation_from_ids_tells_the_same_of_its_prompt(rig: WorkerRig, mode: str) -> None:
+    completion = rig.complete(PROMPT, prompt_logprobs=2).json()
+    sampling = {"prompt_logprobs": 2, "logprobs": 1, "n": 2}
+
+    made = rig.post("/inference/v1/generate",
+        {"token_ids": rig.ids_of(PROMPT), "sampling_params": sampling, "output_mode": mode}).json()  # fmt: skip
+
+    assert made["prompt_logprobs"] == completion["choices"][0]["prompt_logprobs"]
+    assert [choice["token_ids"] for choice in made["choices"]] == [rig.ids_of(TEXT)] * 2
+    assert len(made["choices"][1]["logprobs"]["content"]) == len(rig.ids_of(TEXT))
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("prompt", [PROMPT, None])
 def test_an_echo_stands_before_the_output(rig: WorkerRig, prompt: str | None, stream: bool) -> None:

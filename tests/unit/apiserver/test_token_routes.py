@@ -11,12 +11,13 @@ import pytest
 from msgspec import structs
 
 from apiserver.answer_details import AnswerDetails
+from apiserver.logprobs import TokenTexts
 from apiserver.schema.token_responses import GenerateAnswers
 from apiserver.token_choices import StreamedTokens
 from config.settings import ServerSettings
 from ipc.messages import Generate
 from ipc.record import FinishCode, Scored
-from tests.unit.apiserver.in_process import SMILE, SPECIAL, finish
+from tests.unit.apiserver.in_process import SMILE, SPECIAL, NoDecoder, finish, token_table
 from tests.unit.apiserver.test_event_stream import COMMA, HELLO, JAPAN, WORLD, Server, request, run
 from tests.unit.apiserver.worker_rig import (
     MAX_MODEL_LEN,
@@ -195,7 +196,7 @@ def test_streamed_ids_may_share_events_and_say_their_usage(stream_interval: int)
     asked = request(details=details)
 
     async def client() -> None:
-        answers = GenerateAnswers("r", None, [1, 2])
+        answers = GenerateAnswers("r", TokenTexts(token_table(), NoDecoder()), [1, 2], has_text=False)
         server = Server(asked, partial(StreamedTokens, details=details), answers)
         connection = await server.connect()
         for token in (HELLO, COMMA, *SMILE, WORLD, JAPAN):
@@ -266,11 +267,13 @@ def test_logprobs_are_of_ids_the_one_that_was_drawn_first() -> None:
     scored = Scored(stream=1, token=9, is_stop=False, rank=3, logprob=-3.0, ids=[7, 8], logprobs=[-1.0, -math.inf])
 
     own = {"token_id": 9, "logprob": -3.0, "rank": 3}
-    assert GenerateAnswers("r", None, []).logprobs([scored]) == {
+    assert GenerateAnswers("r", TokenTexts(token_table(), NoDecoder()), [], has_text=False).logprobs([scored]) == {
         "content": [{**own, "top_logprobs": [own, {"token_id": 7, "logprob": -1.0, "rank": 1}]}]
     }
     likeliest = structs.replace(scored, token=7, rank=1, logprob=-1.0)
-    [entry] = GenerateAnswers("r", None, []).logprobs([likeliest])["content"]
+    [entry] = GenerateAnswers("r", TokenTexts(token_table(), NoDecoder()), [], has_text=False).logprobs([likeliest])[
+        "content"
+    ]
     assert [other["token_id"] for other in entry["top_logprobs"]] == [7, 8]
     assert entry["top_logprobs"][1]["logprob"] == -9999.0, "JSON has no infinity"
 
@@ -299,7 +302,8 @@ def test_more_tokens_than_fit_are_cut_to_what_fits(rig: WorkerRig) -> None:
         ({"token_ids": "text"}, "token_ids"),
         ({"features": {"mm_hashes": {}}}, "features"),
         ({"kv_transfer_params": {"do_remote_decode": True}}, "kv_transfer_params"),
-        ({"sampling_params": {"prompt_logprobs": 1}}, "sampling_params.prompt_logprobs"),
+        ({"sampling_params": {"prompt_logprobs": 1}, "stream": True}, "prompt_logprobs"),
+        ({"sampling_params": {"prompt_logprob_start": 1}}, "sampling_params.prompt_logprob_start"),
         ({"sampling_params": {"logprob_token_ids": [1]}}, "sampling_params.logprob_token_ids"),
         ({"sampling_params": {"temperature": -1}}, "temperature"),
         ({"sampling_params": {"stop": "x", "detokenize": False}}, "sampling_params.detokenize"),

@@ -288,6 +288,19 @@ def test_definitions_of_all_tools_stand_at_the_root_of_a_required_choice(folder:
     assert error_of(clash)["param"] == "tools[1].function.parameters.$defs"
 
 
+def test_of_two_tools_of_one_name_a_named_choice_means_the_first(folder: Path) -> None:
+    other = {**WEATHER["function"], "parameters": {"type": "object", "properties": {}}}  # type: ignore[dict-item]
+    rig = rig_of(folder, "{}")
+
+    message = message_of(
+        rig, False, tools=[WEATHER, {"type": "function", "function": other}], tool_choice=named("get_weather")
+    )
+
+    assert calls_of(message) == [("get_weather", {})]
+    grammar = rig.engine.requests[0].sampling.grammar
+    assert grammar is not None and json.loads(grammar.source) == WEATHER["function"]["parameters"]  # type: ignore[index]
+
+
 def test_the_real_client_gathers_the_calls_of_a_stream(folder: Path) -> None:
     rig = rig_of(folder, RECORDED[0][1])
 
@@ -314,7 +327,6 @@ def test_the_real_client_gathers_the_calls_of_a_stream(folder: Path) -> None:
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [{"type": "web_search", "function": {"name": "f"}}]}, "tools[0].type"),
         ({"tools": [CLOCK, {"type": "function", "function": {"name": ""}}]}, "tools[1].function.name"),
-        ({"tools": [CLOCK, CLOCK]}, "tools[1].function.name"),
         ({"tools": [{"function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
         ({"tools": [{"function": {"name": "f", "parameters": {"type": "array"}}}]}, "tools[0].function.parameters"),
         ({"tool_choice": "auto"}, "tool_choice"),

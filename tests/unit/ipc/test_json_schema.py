@@ -1,6 +1,7 @@
 """What a schema is rewritten to lets through what the standard does, and nothing more."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -90,7 +91,7 @@ def test_keywords_that_say_nothing_are_in_nobodys_way(schema: object, text: str)
     ("schema", "word"),
     [
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
-        ({"if": {"const": 0}, "then": {"const": 0}}, "if"),
+        ({"if": {"pattern": "a"}, "then": {"const": 0}}, "if"),
         ({"type": "array", "contains": {"const": 0}, "minContains": 2}, "minContains"),
         ({"type": "array", "minItems": 2.5}, "minItems"),
         ({"type": "string", "format": "date", "allOf": 5}, "allOf"),
@@ -108,6 +109,75 @@ def test_keywords_that_cannot_be_held_to_are_refused(schema: object, word: str) 
 def test_what_cannot_be_read_is_refused_in_one_line(source: str) -> None:
     assert exact_source(source) == source
     assert "\n" not in (fault_of(Grammar("json_schema", source)) or "\n")
+
+
+URI_GROUP = ["//foo.bar/?baz=qux#quux", "http://foo.bar/?q=Test%20URL-encoded%20stuff", "http://223.255.255.254",
+    "http://[::ffff:1.2.3.4]:80/x", "urn:oasis:names:specification:docbook:dtd:xml:4.1.2", "mailto:a@b.c",
+    "/abc", "abc", "#f", ""]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("form", "good", "wrong"),
+    [
+        ("json-pointer", ["", "/foo/0", "/a~1b~0", "/"], ["foo", "/a~", "/a~2", "#/foo"]),
+        ("relative-json-pointer", ["1", "0/foo/bar", "2#", "120#"], ["", "-1", "01", "0##", "/foo"]),
+        ("uri-reference", URI_GROUP, ["\\\\WINDOWS\\share", "a b", "ä", "http://[:1]", "%zz", "a:b:c d", ":a"]),
+        ("iri", ["http://ƒøø.ßår/?∂éœ=πîx#πîüx", "urn:ä"], ["/abc", "âππ", "http://a b", "http://2001:db8::1:x"]),
+        ("iri-reference", ["âππ", "#ƒräg", "//ƒ"], ["\\\\WINDOWS\\filëßåré", "a|b"]),
+        ("uri-template", ["http://a/{term:1}/{+b*,c}{?q}", "", "{x.y}", "ä"], ["{term", "a}", "{}", "{a b}", "a'b", "{a:0}"]),
+    ],
+)  # fmt: skip
+def test_addresses_are_of_their_grammars(form: str, good: list[str], wrong: list[str]) -> None:
+    schema = {"type": "string", "format": form}
+
+    assert [text for text in good if not takes(schema, json.dumps(text, ensure_ascii=False))] == []
+    assert [text for text in wrong if takes(schema, json.dumps(text, ensure_ascii=False))] == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "wrong"),
+    [
+        ({"if": {"properties": {"k": {"const": "a"}}, "required": ["k"]}, "then": {"required": ["k", "x"]}},
+         ['{"k":"b"}', '{"k":"a","x":1}', "3"], ['{"k":"a"}']),
+        ({"not": {"enum": ["red", "rose", 3, None]}}, ['"re"', '"reds"', '"r"', '""', "3.5", "true"], ['"red"', "3", "null"]),
+        ({"oneOf": [{"type": "string", "maxLength": 3}, {"type": ["string", "null"]}]}, ['"long"', "null"], ['"abc"', "1"]),
+        ({"type": "object", "dependentRequired": {"a": ["b"]}}, ["{}", '{"b":1}', '{"a":1,"b":1}'], ['{"a":1}']),
+        ({"type": "object", "dependentSchemas": {"a": {"maxProperties": 1}}}, ['{"a":1}', '{"b":1,"c":1}'], ['{"b":1,"a":1}']),
+        ({"type": "object", "propertyNames": {"maxLength": 2}}, ['{"xa":1}', "{}"], ['{"xab":1}']),
+        ({"type": "array", "contains": {}, "maxContains": 2}, ["[1]", "[1,2]"], ["[]", "[1,2,3]"]),
+        ({"allOf": [{"properties": {"a": {}}}], "anyOf": [{"properties": {"b": {"const": 1}}, "required": ["b"]}, True],
+          "unevaluatedProperties": False}, ['{"a":1}', '{"a":1,"b":1}', "[]"], ['{"c":1}', '{"b":2}']),
+        ({"$ref": "#/$defs/p", "unevaluatedItems": {"type": "null"}, "$defs": {"p": {"prefixItems": [True]}}},
+         ["[1]", "[1,null]", "[]"], ["[1,1]"]),
+        ({"type": "string", "pattern": "^\\cC$"}, ['"\\u0003"'], ['"C"']),
+    ],
+)  # fmt: skip
+def test_keywords_that_llguidance_does_not_know_are_held_to(schema: object, good: list[str], wrong: list[str]) -> None:
+    assert [text for text in good if not takes(schema, text)] == []
+    assert [text for text in wrong if takes(schema, text)] == []
+
+
+def test_a_schema_that_would_grow_without_end_is_refused_soon() -> None:
+    schema: dict[str, Any] = {"properties": {"z": {}}}
+    for depth in range(12):
+        schema = {"anyOf": [{"properties": {f"a{depth}": True}}, schema], "unevaluatedProperties": False}
+    started_s = time.monotonic()
+
+    fault = fault_of(Grammar("json_schema", json.dumps(schema)))
+
+    assert fault is not None and "unevaluatedProperties" in fault
+    assert time.monotonic() - started_s < 5.0
+
+
+def test_white_space_between_tokens_can_be_forbidden() -> None:
+    source = llguidance_source(Grammar("json_schema", '{"type": "object", "properties": {"a": {}}}', is_compact=True))
+
+    def is_taken(text: str) -> bool:
+        matcher = LLMatcher(BYTES, source, log_level=0)
+        return bool(matcher.consume_tokens(list(text.encode())) and matcher.is_accepting())
+
+    assert is_taken('{"a":[1,"x y"]}')
+    assert not any(map(is_taken, ['{"a": 1}', '{ "a":1}', '{"a":[1, 2]}', '{"a":1}\n']))
 
 
 def test_a_structural_tag_is_exact_too() -> None:
