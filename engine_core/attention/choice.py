@@ -24,9 +24,14 @@ def default_block_size(asked: str, capability: tuple[int, int]) -> int:
     return BLOCK_SIZES[name]
 
 
-def choose(asked: str, *, head_dim: int, block_size: int, capability: tuple[int, int]) -> Name:
-    """Raises CannotBoot when a block is not a page of the backend, or the package is missing."""
-    name = _fastest(head_dim, block_size, capability) if asked == "auto" else _named(asked)
+def choose(
+    asked: str, *, head_dim: int, block_size: int, capability: tuple[int, int], is_float32: bool = False
+) -> Name:
+    """Raises CannotBoot when a block is not a page of the backend, the package is missing or does not compute in float32."""
+    fastest: Name = "triton" if is_float32 else _fastest(head_dim, block_size, capability)
+    name = fastest if asked == "auto" else _named(asked)
+    if is_float32 and name in PACKAGES:
+        raise CannotBoot(f"attention backend {name} does not compute in float32: take triton, or another --dtype")
     if name == "fa2" and block_size % FA2_PAGE:
         raise CannotBoot(f"attention backend fa2 needs --block-size {FA2_PAGE} (it is {block_size})")
     if name != "reference" and (block_size < 16 or block_size & (block_size - 1)):

@@ -32,13 +32,13 @@ def attend(
         page = tl.load(TABLE + at // PAGE, mask=is_key, other=0).to(tl.int64)
         place = page * page_stride + (at % PAGE) * slot_stride
         k = tl.load(K + place[None, :] + d[:, None], mask=is_key[None, :], other=0.0)
-        scores = tl.where(is_key[None, :], tl.dot(q, k) * scale, float("-inf"))
+        scores = tl.where(is_key[None, :], tl.dot(q, k, input_precision="ieee") * scale, float("-inf"))
         peak = tl.maximum(largest, tl.max(scores, 1))
         faded = tl.exp2(largest - peak)
         weights = tl.exp2(scores - peak[:, None])
         v = tl.load(V + place[:, None] + d[None, :], mask=is_key[:, None], other=0.0)
         total = total * faded + tl.sum(weights, 1)
-        sums = sums * faded[:, None] + tl.dot(weights.to(v.dtype), v)
+        sums = sums * faded[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         largest = peak
     return largest, total, sums
 
@@ -97,11 +97,16 @@ def paged_decode(q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: 
         q, k, v, block_table, lengths, parts, log_sums, dim**-0.5 * LOG2_E,
         block_table.stride(0), k.stride(0), k.stride(1), q.stride(0),
         NUM_KV=num_kv, GROUP=group, TILE=max(16, triton.next_power_of_2(group)), DIM=dim,
-        PAGE=page, KEYS=128 if dim <= 64 else 64, SPLITS=splits, num_warps=4, num_stages=3,
+        PAGE=page, KEYS=keys_at_once(k), SPLITS=splits, num_warps=4, num_stages=3,
     )  # fmt: skip
     if splits > 1:
         _merge[(n * num_heads,)](parts, log_sums, out, DIM=dim, SPLITS=splits, num_warps=2)
     return out
+
+
+def keys_at_once(k: Tensor) -> int:
+    """As many as shared memory holds of three stages."""
+    return (128 if k.shape[3] <= 64 else 64) * 2 // k.element_size()
 
 
 def num_splits(num_tiles: int, num_processors: int) -> int:

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine_core.attention.base import SharedPrefixes
-from engine_core.attention.triton_decode import LOG2_E, attend, num_processors, num_splits
+from engine_core.attention.triton_decode import LOG2_E, attend, keys_at_once, num_processors, num_splits
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def shared_prefix_decode(
     parts = torch.empty((n, num_heads, splits, dim), dtype=torch.float32, device=q.device)
     log_sums = torch.empty((n, num_heads, splits), dtype=torch.float32, device=q.device)
     out = torch.empty_like(q)
-    keys, scale = 128 if dim <= 64 else 64, dim**-0.5 * LOG2_E
+    keys, scale = keys_at_once(k), dim**-0.5 * LOG2_E
     strides = (block_table.stride(0), k.stride(0), k.stride(1), q.stride(0))
     _shared_part[(num_tiles, num_kv, splits)](
         q, k, v, block_table, shared.members, shared.tile_lengths, parts, log_sums, scale, *strides,

@@ -45,3 +45,11 @@ def test_a_block_that_is_no_page_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         choose("fa2", head_dim=128, block_size=128, capability=HOPPER)
     with pytest.raises(CannotBoot, match="power of two"):
         choose("triton", head_dim=128, block_size=48, capability=HOPPER)
+
+
+def test_float32_is_left_to_the_kernels_that_compute_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "is_installed", lambda _module: True)
+
+    assert choose("auto", head_dim=128, block_size=128, capability=HOPPER, is_float32=True) == "triton"
+    with pytest.raises(CannotBoot, match="fa4 does not compute in float32"):
+        choose("fa4", head_dim=128, block_size=128, capability=HOPPER, is_float32=True)
