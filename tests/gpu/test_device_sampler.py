@@ -9,6 +9,7 @@ from engine_core.philox import uniforms
 from engine_core.sampler import _invert, _kept
 
 DTYPE = torch.bfloat16
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
 def fields_of(num_rows: int, device: torch.device, **columns: list[float]) -> dict[str, Tensor]:
@@ -27,25 +28,28 @@ def fields_of(num_rows: int, device: torch.device, **columns: list[float]) -> di
 
 
 def draw(logits: Tensor, **columns: list[float]) -> list[int]:
-    from engine_core.device_sampler import sample
+    from engine_core.device_sampler import sample, scratch_for
 
     m, device = len(logits), logits.device
     last_tokens, drawn = (torch.full((m + 1,), -7, dtype=torch.int32, device=device) for _ in range(2))
-    sample(logits, fields_of(m, device, **columns), last_tokens, drawn)
+    sample(
+        logits, fields_of(m, device, **columns), last_tokens, drawn, scratch_for(m, logits.shape[1], device)
+    )  # fmt: skip
     ids: list[int] = drawn[:m].tolist()
     if min(ids) >= 0 and "sampled_rows" not in columns:
         assert last_tokens[:m].tolist() == ids
     return ids
 
 
-def random_logits(num_rows: int, vocab_size: int, device: torch.device) -> Tensor:
+def random_logits(num_rows: int, vocab_size: int, device: torch.device, dtype: torch.dtype = DTYPE) -> Tensor:
     generator = torch.Generator().manual_seed(vocab_size)
-    return (torch.randn((num_rows, vocab_size), generator=generator) * 3).to(DTYPE).to(device)
+    return (torch.randn((num_rows, vocab_size), generator=generator) * 3).to(dtype).to(device)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab_size", [50, 4096, 9001])
-def test_greedy_takes_the_first_of_the_largest(device: torch.device, vocab_size: int) -> None:
-    logits = random_logits(4, vocab_size, device)
+def test_greedy_takes_the_first_of_the_largest(device: torch.device, vocab_size: int, dtype: torch.dtype) -> None:
+    logits = random_logits(4, vocab_size, device, dtype)
 
     ids = draw(logits, temperatures=[0.0] * 4)
 
@@ -53,12 +57,14 @@ def test_greedy_takes_the_first_of_the_largest(device: torch.device, vocab_size:
 
 
 def test_the_last_token_goes_to_the_row_of_the_sequence(device: torch.device) -> None:
-    from engine_core.device_sampler import sample
+    from engine_core.device_sampler import sample, scratch_for
 
     logits = random_logits(2, 50, device)
     last_tokens, drawn = torch.full((6,), -7, dtype=torch.int32, device=device), torch.zeros(2, dtype=torch.int32)
 
-    sample(logits, fields_of(2, device, sampled_rows=[4, 1]), last_tokens, drawn.to(device).copy_(drawn))
+    sample(
+        logits, fields_of(2, device, sampled_rows=[4, 1]), last_tokens, drawn.to(device), scratch_for(2, 50, device)
+    )  # fmt: skip
 
     assert [last_tokens[i].item() == -7 for i in range(6)] == [True, False, True, True, False, True]
 
@@ -114,11 +120,12 @@ def test_a_draw_is_that_of_the_host_sampler(device: torch.device) -> None:
     "top_k, top_p, min_p",
     [(1, 1.0, 0), (7, 1.0, 0), (0, 0.6, 0), (40, 0.8, 0), (0, 1.0, 0.2), (9, 0.9, 0.1)],
 )
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_only_what_the_cuts_leave_is_drawn_and_all_of_it(
-    device: torch.device, top_k: int, top_p: float, min_p: float
+    device: torch.device, top_k: int, top_p: float, min_p: float, dtype: torch.dtype
 ) -> None:
     vocab_size, num_draws = 300, 4000 if device.type == "cuda" else 200
-    row = random_logits(1, vocab_size, device)
+    row = random_logits(1, vocab_size, device, dtype)
     temperature = 1.3
     scaled = row.float().cpu() / temperature
     if min_p:
