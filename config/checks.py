@@ -182,8 +182,6 @@ def _check_speculation(configuration: Configuration) -> Iterator[str]:
         return
     if engine.engine == "sim":
         yield "--speculative-config is for --engine core: the sim engine computes nothing that could be guessed"
-    if engine.device == "cuda":
-        yield "--speculative-config is served on a CPU only: take --device cpu, or drop it"
     try:
         speculative_config(engine.speculative_config)
     except ValueError as error:

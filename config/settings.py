@@ -148,7 +148,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = False
     speculative_config: Annotated[
         str | None,
-        Meta(description="guess tokens by prompt lookup: a JSON object in vLLM's form, method ngram; CPU only"),
+        Meta(description="guess tokens by prompt lookup: a JSON object in vLLM's form, method ngram"),
     ] = None
     seed: Annotated[int, Meta(description="seed of sampling for requests that bring none")] = 0
     priority_ageing_s: Annotated[

@@ -9,12 +9,13 @@ Length = Annotated[int, Meta(ge=1, le=32)]
 
 
 class SpeculativeConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Names and defaults are vLLM's; lengths are tokens."""
+    """Names and defaults are vLLM's, but for `pauses`; lengths are tokens."""
 
     method: Literal["ngram"]
     num_speculative_tokens: Length
     prompt_lookup_min: Length = 5
     prompt_lookup_max: Length = 5
+    pauses: bool = True  # where it is measured that guessing does not pay
 
 
 def speculative_config(text: str) -> SpeculativeConfig:

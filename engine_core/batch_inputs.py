@@ -38,7 +38,7 @@ def build_inputs(state: BatchState, plan: StepPlan, device: torch.device) -> Bat
     return BatchInputs(
         token_ids=tensor(state.token_ids[rows, positions].astype(np.int64)),
         positions=tensor(positions),
-        sampled_tokens=tensor(ends[plan.samples] - 1 if plan.num_drafts is None else draws_of(plan).tokens),
+        sampled_tokens=tensor(ends[plan.samples] - 1 if plan.num_drafts is None else draws_of(plan, state).tokens),
         metadata=AttentionMetadata(_singles(state, plan, starts), _spans(state, plan, starts), tensor(slots)),
     )
 

@@ -1,9 +1,10 @@
 """One turn of an engine: take messages, schedule, run, publish. The only module that knows all the parts. No torch.
 
 A turn without work blocks in the broker's socket; every turn beats. A runner that runs ahead has its next pass before the
-result of the last one is looked at: what this module does for a step is done while the device computes the next. A
-forward pass that raises fails the sequences of its plan and the engine goes on; several in a row mean that the process
-is broken, and end it, as a lost device does at once: then the sequences go on in the engine's successor.
+result of the last one is looked at: what this module does for a step is done while the device computes the next. Where the
+next plan depends on the tokens of the last one (drafts), at least the telling is done then. A forward pass that raises
+fails the sequences of its plan and the engine goes on; several in a row mean that the process is broken, and end it, as a
+lost device does at once: then the sequences go on in the engine's successor.
 """
 
 import logging
@@ -19,7 +20,7 @@ from engine_core.metrics import EngineMetrics
 from engine_core.outbox import Outbox
 from engine_core.plan import Launched, Runner, StepPlan
 from engine_core.scheduler import Scheduler
-from engine_core.step_output import NO_TOKENS
+from engine_core.step_output import NO_TOKENS, SampledTokens
 from ipc.fleet_page import Cell
 from ipc.messages import FromEngine, Progress
 from ipc.record import FailureCode
@@ -97,10 +98,14 @@ class Engine:
         if self._intake.controls:
             self._obey()
         self._look_at_workers()
+        flight, self._flight = self._flight, None
+        tokens = None
+        if flight is not None and self._scheduler.awaits_tokens:
+            tokens = self._commit(flight)
         plan = self._scheduler.schedule()
-        flight, self._flight = self._flight, None if plan is None else self._launch(plan)
+        self._flight = None if plan is None else self._launch(plan)
         if flight is not None:
-            self._land(flight)
+            self._tell(flight, self._commit(flight) if tokens is None else tokens)
         if self._flight is None or not self._runner.runs_ahead:
             flight, self._flight = self._flight, None
             self._land(flight)
@@ -136,16 +141,20 @@ class Engine:
         return Flight(plan, launched, started_s)
 
     def _land(self, flight: Flight | None) -> None:
-        """Wait for a pass that is under way and tell everybody what came of it, and of everything else that ended."""
-        tokens = NO_TOKENS
-        if flight is not None:
-            try:
-                result = flight.launched.result()
-            except Exception as error:
-                self._fail(flight.plan, error)
-            else:
-                self._num_failed_steps = 0
-                tokens = self._scheduler.commit(flight.plan, result)
+        """Wait for a pass that is under way and tell everybody what came of it."""
+        self._tell(flight, NO_TOKENS if flight is None else self._commit(flight))
+
+    def _commit(self, flight: Flight) -> SampledTokens:
+        try:
+            result = flight.launched.result()
+        except Exception as error:
+            self._fail(flight.plan, error)
+            return NO_TOKENS
+        self._num_failed_steps = 0
+        return self._scheduler.commit(flight.plan, result)
+
+    def _tell(self, flight: Flight | None, tokens: SampledTokens) -> None:
+        """What came of a pass, and of everything else that ended."""
         self._outbox.publish(tokens, self._scheduler.take_endings())
         self._report(flight)
 

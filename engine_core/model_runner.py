@@ -14,6 +14,7 @@ from torch import Tensor
 
 from config.model_folder import ModelFolder
 from config.settings import Settings
+from config.speculative import speculative_config
 from engine_core.attention.base import AttentionBackend, AttentionMetadata, SingleTokens
 from engine_core.attention.choice import Name as BackendName
 from engine_core.attention.choice import choose as choose_attention
@@ -21,7 +22,7 @@ from engine_core.attention.cuda import CudaAttention
 from engine_core.attention.reference import reference_attention
 from engine_core.batch_inputs import build_inputs
 from engine_core.batch_state import BatchState
-from engine_core.drafting import draws_of
+from engine_core.drafting import draws_of, max_step_drafts
 from engine_core.errors import CannotBoot
 from engine_core.kv_cache import KvCache, allocate_kv_cache
 from engine_core.layers.heads import FusedHeads
@@ -52,8 +53,6 @@ def build_runner(
 ) -> "ModelRunner | CudaRunner":
     """Load the model and allocate its K/V memory. `progress` gets permille, `beat` a call per layer. Raises CannotBoot."""
     device = _device(settings.engine.device)
-    if device.type != "cpu" and settings.engine.speculative_config is not None:
-        raise CannotBoot("--speculative-config is served on a CPU only: take --device cpu, or drop it")
     if device.type == "cpu":
         torch.set_num_threads(settings.engine.engine_threads or _threads_per_engine(settings.engine.engines))
     dtype = _dtype(settings.model.dtype, model, device)
@@ -73,6 +72,7 @@ def build_runner(
             head_dim=config.head_dim,
             block_size=settings.engine.block_size,
             capability=torch.cuda.get_device_capability(device),
+            is_float32=dtype == torch.float32,
         )
         if backend != "reference":
             return _build_cuda_runner(settings, model, state, config, weights, backend, dtype, device, beat)
@@ -100,8 +100,10 @@ def _build_cuda_runner(
 ) -> "CudaRunner":
     """Two pools of K/V: one to measure what a pass takes beside it, then the one that fills the rest."""
     from engine_core.cuda_runner import CudaRunner, pass_bytes  # Triton: a CPU engine has no use for it
+    from engine_core.device_rules import DeviceRules
 
     engine, max_model_len = settings.engine, model.max_model_len
+    rules = DeviceRules(state, config.vocab_size, device)  # before free memory is counted
     decoder = Decoder(
         config, weights, CudaAttention(backend, engine.block_size), max_model_len=max_model_len, dtype=dtype,
         device=device, beat=beat, prepare_heads=FusedHeads,
@@ -116,8 +118,11 @@ def _build_cuda_runner(
     kv_cache = allocate_kv_cache(
         config, engine, max_model_len=max_model_len, dtype=dtype, device=device, reserved_bytes=reserved
     )
+    max_drafts = 0
+    if engine.speculative_config is not None:
+        max_drafts = max_step_drafts(speculative_config(engine.speculative_config), engine.max_num_seqs)
     return CudaRunner(
-        decoder, kv_cache, state, device, max_batched_tokens=engine.max_num_batched_tokens,
+        decoder, kv_cache, state, rules, device, max_batched_tokens=engine.max_num_batched_tokens, max_drafts=max_drafts,
         shares_prefixes=engine.enable_prefix_caching and not engine.disable_cascade_attn, beat=beat,
     )  # fmt: skip
 
@@ -172,9 +177,9 @@ class ModelRunner:
         return Computed(result)
 
     def _verify(self, logits: Tensor, plan: StepPlan) -> StepResult:
-        draws = draws_of(plan)
+        draws = draws_of(plan, self._state)
         drawn = self._sampler.sample(logits, draws.rows, draws.ahead)
-        num_accepted, token_ids = draws.verified(self._state, drawn.token_ids)
+        num_accepted, token_ids = draws.verified(drawn.token_ids)
         return replace(drawn, token_ids=token_ids, num_accepted=num_accepted)
 
     def _warm_pass(self, num_tokens: int) -> None:

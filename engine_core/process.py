@@ -18,7 +18,7 @@ from config.speculative import speculative_config
 from engine_core.attached import attached_metrics, attached_outbox
 from engine_core.batch_state import BatchState
 from engine_core.control import Profiler
-from engine_core.drafting import Drafter
+from engine_core.drafting import Drafter, Pace, max_step_drafts
 from engine_core.engine import Engine
 from engine_core.errors import CannotBoot
 from engine_core.grammar import GrammarCompiler
@@ -158,7 +158,8 @@ def build_drafter(settings: EngineSettings, state: BatchState) -> Drafter | None
     """None without `--speculative-config`, which was checked at the start of the fleet."""
     if settings.speculative_config is None:
         return None
-    return Drafter(state, NgramProposer(speculative_config(settings.speculative_config)))
+    config = speculative_config(settings.speculative_config)
+    return Drafter(state, NgramProposer(config), Pace(config.pauses), max_step_drafts(config, state.max_num_seqs))
 
 
 def check_pool(settings: Settings, model: ModelFolder, runner: Runner) -> None:

@@ -54,13 +54,13 @@ class Scheduler:
         priority_ageing_s: float = 0.0,
         drafter: Drafter | None = None,
     ) -> None:
-        """With a `drafter` the runner must take plans with drafts, and must not run ahead."""
+        """With a `drafter` the runner must take plans with drafts; see `awaits_tokens`."""
         self.state = state
         self.blocks = BlockManager(num_blocks)
         self.counts = SchedulerCounts(
             drafts=DraftCounts(accepted_per_place=[0] * (drafter.max_tokens if drafter else 0))
         )
-        self._drafter = drafter
+        self.drafter = drafter  # benchmarks change it between requests
         self._max_batched_tokens = max_batched_tokens
         self._block_size = state.block_size
         self._sequences: dict[int, Sequence] = {}  # by stream id, everything that has not ended
@@ -75,6 +75,11 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._sequences)
+
+    @property
+    def awaits_tokens(self) -> bool:
+        """Whether to `commit` the pass under way before the next `schedule`: rows may have drafts, of tokens that are known."""
+        return self.drafter is not None and self.drafter.pace.is_awake
 
     @property
     def num_running(self) -> int:
@@ -210,7 +215,11 @@ class Scheduler:
         elif len(growing):
             self._grow(growing)
         budget = self._max_batched_tokens - len(rows)
-        num_drafts = None if self._drafter is None else self._draft(self._drafter, rows, budget)
+        num_drafts = None
+        if self.drafter is not None and len(rows):
+            self.drafter.pace.begin_step(len(rows), now_ns)
+            if self.drafter.pace.is_awake and not self._num_in_flight:
+                num_drafts = self._draft(self.drafter, rows, budget)
         if num_drafts is not None:
             budget -= int(num_drafts.sum())
         may_admit = self.counts.num_preemptions == num_preemptions
@@ -421,6 +430,8 @@ class Scheduler:
         state, accepted = self.state, np.zeros(len(plan.rows), np.int32)
         accepted[plan.samples] = result.num_accepted
         self.counts.drafts.note(plan.num_drafts, accepted)
+        if self.drafter is not None:
+            self.drafter.pace.note(int(accepted.sum()))
         rows, counts = plan.rows[has_stayed], accepted[has_stayed]
         places = np.repeat(state.num_computed[rows], counts) + counting_up(counts)
         state.num_computed[rows] += counts

@@ -5,7 +5,7 @@ a step of n sequences sends what stands before it and n rows. Two pinned buffers
 other may still be on its way.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,8 +29,19 @@ PER_SAMPLE = (
     "seeds_low",
     "seeds_high",
     "draws",
+    "ruled",
+    "scored",
 )
 NO_SLOT = -1
+NOT_KNOWN = -1  # a token that only the device knows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpecialRows:
+    """Places among a step's sampled rows of those that ask for more than a plain draw; the host samples none of them."""
+
+    ruled: NDArray[np.intp]  # have rules of their own: engine_core.device_rules
+    scored: NDArray[np.intp]  # ask for log-probabilities: engine_core.device_scores
 
 
 class _Pinned:
@@ -53,13 +64,21 @@ class StepBuffers:
     """Room for `max_tokens` tokens of `max_seqs` sequences. `device[field]` are views that stay where they are.
 
     `rows` are rows of BatchState; padding has the row behind the last one. Tiles of rows that share a prefix have room for
-    `rows_per_tile` of them; with 0 there are no tiles.
+    `rows_per_tile` of them; with 0 there are no tiles. `knows_tokens`: of the tokens that decodes begin with those are sent
+    that the host knows, drafts among them, and NOT_KNOWN for the others.
     """
 
     def __init__(
-        self, state: BatchState, max_tokens: int, max_seqs: int, device: torch.device, *, rows_per_tile: int = 0
+        self,
+        state: BatchState,
+        max_tokens: int,
+        max_seqs: int,
+        device: torch.device,
+        *,
+        rows_per_tile: int = 0,
+        knows_tokens: bool = False,
     ) -> None:
-        self._state, self._rows_per_tile = state, rows_per_tile
+        self._state, self._rows_per_tile, self._knows_tokens = state, rows_per_tile, knows_tokens
         sizes = dict.fromkeys(PER_TOKEN, max_tokens) | dict.fromkeys((*PER_SEQUENCE, *PER_SAMPLE), max_seqs)
         sizes["cu_seqlens"] = max_seqs + 1
         if rows_per_tile:
@@ -76,9 +95,11 @@ class StepBuffers:
             at += size
         self._table = self._sent[self._table_start :].view(table_shape)
 
-    def send_decodes(self, rows: Rows, contexts: Int32Array, bucket: int, tiles: PrefixTiles | None = None) -> None:
+    def send_decodes(
+        self, rows: Rows, contexts: Int32Array, special: SpecialRows, bucket: int, tiles: PrefixTiles | None = None
+    ) -> None:
         """One token per sequence with this many before it, padded to `bucket` sequences that read block 0 and store nothing.
-        The token itself is on the device already."""
+        The token itself is on the device already, or a row stands several times with drafts."""
         state = self._state
         host = self._take_turns()
         n, block_size = len(rows), state.block_size
@@ -86,15 +107,18 @@ class StepBuffers:
         host["positions"][:n] = contexts
         host["slots"][:n] = state.block_table[rows, contexts // block_size] * block_size + contexts % block_size
         host["lengths"][:n] = contexts + 1
+        if self._knows_tokens:
+            host["token_ids"][:n], host["token_ids"][n:bucket] = self._known_tokens(rows, contexts), 0
         self._pad(n, bucket)
         if tiles is not None:
             self._put_tiles(tiles, bucket)
-        self._put_sampling(rows, contexts + 1)
+        self._put_sampling(rows, contexts + 1, special)
         self._put_table(rows, contexts + 1)
         self._send(bucket)
 
-    def send_mixed(self, plan: StepPlan, tiles: PrefixTiles | None = None) -> CudaMetadata:
-        """Any plan; returns where its K/V lies. The tokens of its decodes are on the device already. `tiles` are of them."""
+    def send_mixed(self, plan: StepPlan, special: SpecialRows, tiles: PrefixTiles | None = None) -> CudaMetadata:
+        """Any plan, its drafts as entries; returns where its K/V lies. The tokens of its decodes are on the device already.
+        `tiles` are of them."""
         state, lens = self._state, plan.num_new_tokens
         host = self._take_turns()
         n, num_tokens, block_size = len(plan.rows), plan.num_tokens, state.block_size
@@ -102,6 +126,9 @@ class StepBuffers:
         rows = np.repeat(plan.rows, lens)
         positions = np.arange(num_tokens, dtype=np.int32) - np.repeat(ends - lens - plan.context_lens, lens)
         host["token_ids"][:num_tokens] = state.token_ids[rows, positions]
+        if self._knows_tokens:
+            decodes = plan.rows[: plan.num_decodes]
+            host["token_ids"][: len(decodes)] = self._known_tokens(decodes, plan.context_lens[: len(decodes)])
         host["positions"][:num_tokens] = positions
         host["slots"][:num_tokens] = (
             state.block_table[rows, positions // block_size] * block_size + positions % block_size
@@ -115,7 +142,7 @@ class StepBuffers:
         if tiles is not None:
             self._put_tiles(tiles, first)
         host["sampled"][: np.count_nonzero(plan.samples)] = ends[plan.samples] - 1
-        self._put_sampling(plan.sampled_rows, totals[plan.samples])
+        self._put_sampling(plan.sampled_rows, totals[plan.samples], special)
         self._put_table(plan.rows, totals)
         self._send(n)
         metadata = CudaMetadata(
@@ -191,7 +218,11 @@ class StepBuffers:
         host["tile_lengths"][:num_tiles], host["tile_lengths"][num_tiles:] = tiles.tile_lengths, 0
         host["members"][: tiles.members.size] = tiles.members.ravel()
 
-    def _put_sampling(self, rows: Rows, lengths: Int32Array) -> None:
+    def _known_tokens(self, rows: Rows, contexts: Int32Array) -> Int32Array:
+        is_known = self._state.num_in_flight[rows] == 0
+        return np.where(is_known, self._state.token_ids[rows, contexts], NOT_KNOWN)
+
+    def _put_sampling(self, rows: Rows, lengths: Int32Array, special: SpecialRows) -> None:
         """`lengths` are tokens before the one that is drawn."""
         state, host, m = self._state, self._host.fields, len(rows)
         host["sampled_rows"][:m] = rows
@@ -202,6 +233,8 @@ class StepBuffers:
         words: NDArray[np.int32] = state.seed[rows].view(np.int32).reshape(m, 2)  # little-endian: low word first
         host["seeds_low"][:m], host["seeds_high"][:m] = words[:, 0], words[:, 1]
         host["draws"][:m] = lengths - state.num_prompt[rows]
+        host["ruled"][: len(special.ruled)] = special.ruled
+        host["scored"][: len(special.scored)] = special.scored
 
     def _put_table(self, rows: Rows, lengths: Int32Array) -> None:
         used = -(-int(lengths.max()) // self._state.block_size)

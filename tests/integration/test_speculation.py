@@ -12,7 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.fleet import Fleet
 
 LIST = "apples, pears, plums, apples, pears, plums, apples, pears"  # goes on by itself, so that drafts are right
-CONFIG = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
+CONFIG = {
+    "method": "ngram",
+    "num_speculative_tokens": 4,
+    "prompt_lookup_min": 1,
+    "prompt_lookup_max": 3,
+    "pauses": False,
+}
 SCHEMA = {"type": "object", "properties": {"plums": {"type": "integer"}}, "required": ["plums"]}
 ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 BODIES: dict[str, dict[str, Any]] = {  # Any: the JSON of requests

@@ -55,6 +55,9 @@ class InProcessEngine:
         outputs: dict[int, list[int]] = {number: [] for number in numbers}
         flight: tuple[StepPlan, Launched] | None = None
         while self.scheduler.has_work or flight:
+            if flight is not None and self.scheduler.awaits_tokens:
+                self._commit(*flight)
+                flight = None
             plan, last = self.scheduler.schedule(), flight
             flight = None
             if plan is not None:

@@ -39,7 +39,6 @@ def test_a_broken_rule_is_named(flags: dict[str, str], hint: str) -> None:
         ({"speculative_config": '{"num_speculative_tokens":3}'}, "field method"),
         ({"speculative_config": NGRAM, "engine": "sim"}, "the sim engine computes nothing"),
         ({"speculative_config": NGRAM, "engine": "vllm", "vllm_python": "python"}, "behind --"),
-        ({"speculative_config": NGRAM, "device": "cuda"}, "on a CPU only"),
     ],
     ids=lambda value: str(value),
 )

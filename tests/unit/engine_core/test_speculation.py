@@ -1,5 +1,6 @@
 """Prompt lookup: with drafts and without, a sequence gets the same tokens. Tiny random weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -9,17 +10,18 @@ import pytest
 from config.settings import EngineSettings
 from config.speculative import SpeculativeConfig, speculative_config
 from engine_core.batch_state import BatchState
-from engine_core.errors import CannotBoot
+from engine_core.drafting import Drafter, Pace, draws_of, in_single_tokens
 from engine_core.ngram_proposer import NgramProposer
+from engine_core.plan import StepPlan
 from engine_core.process import build_drafter
 from engine_core.scheduler import Scheduler, SchedulerCounts
 from engine_core.sequence import Sequence
 from ipc.block_hash import HASH_BYTES, chain
 from ipc.messages import SamplingParams
 from ipc.record import Failure
-from tests.unit.engine_core.test_model_runner import MODEL, build
+from tests.unit.engine_core.test_model_runner import build
 
-CONFIG = '{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_min":1,"prompt_lookup_max":3}'
+CONFIG = '{"method":"ngram","num_speculative_tokens":4,"prompt_lookup_min":1,"prompt_lookup_max":3,"pauses":false}'
 
 
 def proposer(num_tokens: int, shortest: int, longest: int) -> NgramProposer:
@@ -194,8 +196,68 @@ def test_one_lookup_length_stands_for_both() -> None:
     assert (config.prompt_lookup_min, config.prompt_lookup_max) == (3, 3)
 
 
-def test_a_device_that_does_not_verify_drafts_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+def test_a_pass_with_drafts_is_one_of_single_tokens() -> None:
+    state = BatchState(max_num_seqs=4, max_model_len=32, block_size=4)
+    state.token_ids[:] = np.arange(32)
+    state.num_tokens[:] = 10
+    rows = np.array([2, 0, 1], np.intp)
+    plan = StepPlan(
+        rows=rows, num_new_tokens=np.array([3, 1, 6], np.int32), context_lens=np.array([9, 9, 2], np.int32),
+        samples=np.array([True, True, False]), num_decodes=2, num_tokens=10, freed_rows=rows[:0], changed_rows=rows[:0],
+        tenancy=state.tenancy[rows], num_drafts=np.array([2, 0, 0], np.int32),
+    )  # fmt: skip
 
-    with pytest.raises(CannotBoot, match="CPU only"):
-        build(MODEL, device="cuda", speculative_config=CONFIG)
+    singles, draws = in_single_tokens(plan), draws_of(plan, state)
+
+    assert singles.rows.tolist() == [2, 2, 2, 0, 1]
+    assert singles.num_new_tokens.tolist() == [1, 1, 1, 1, 6]
+    assert singles.context_lens.tolist() == [9, 10, 11, 9, 2]
+    assert singles.sampled_rows.tolist() == draws.rows.tolist() == [2, 2, 2, 0]
+    assert (singles.num_decodes, singles.num_tokens, singles.num_drafts) == (4, 10, None)
+    assert [part.tolist() for part in draws.verified(np.array([10, 7, 5, 4], np.int32))] == [[1, 0], [7, 4]]
+
+
+def turns_of(pace: Pace, num_steps: int, step_ns: Callable[[int, bool], int], accepted: int) -> list[int]:
+    """Steps at which guessing begins or ends; a row of two gets `accepted` guesses right per step with guesses."""
+    now_ns, states = 1, []
+    for step in range(num_steps):
+        pace.begin_step(2, now_ns)
+        states.append(pace.is_awake)
+        if pace.is_awake:
+            pace.note(accepted)
+        now_ns += step_ns(step, pace.is_awake)
+    return [step for step in range(1, num_steps) if states[step] != states[step - 1]]
+
+
+def test_guessing_that_does_not_pay_pauses_and_is_tried_again() -> None:
+    """Guesses are right, but their steps take twice as long."""
+    turns = turns_of(Pace(), 1200, lambda _step, is_awake: 200 if is_awake else 100, accepted=1)
+
+    trials, pauses = np.diff(turns)[1::2].tolist(), np.diff(turns)[0::2].tolist()
+    assert turns[0] == 31 and trials == [32, 32, 32]
+    assert pauses == [32 + 128, 32 + 256, 32 + 512]
+
+
+def test_guessing_goes_on_where_no_pause_is_wanted() -> None:
+    assert turns_of(Pace(pauses=False), 600, lambda _step, is_awake: 200 if is_awake else 100, accepted=0) == []
+
+
+def test_guessing_that_pays_goes_on_whatever_a_step_with_a_prefill_takes() -> None:
+    def step_ns(step: int, is_awake: bool) -> int:
+        return 10_000 if step % 10 == 0 else 120 if is_awake else 100
+
+    turns = turns_of(Pace(), 1000, step_ns, accepted=1)
+
+    assert [end - start for start, end in zip(turns[::2], turns[1::2], strict=False)] == [32] * (len(turns) // 2)
+    assert len(turns) == 6
+
+
+def test_no_pass_has_more_drafts_than_it_may() -> None:
+    state = BatchState(max_num_seqs=3, max_model_len=32, block_size=4)
+    for row in range(3):
+        state.token_ids[row, :6] = (1, 2, 3, 1, 2, 3)
+    state.num_tokens[:], state.max_total_len[:], state.num_prompt[:] = 6, 32, 6
+
+    num_drafts = Drafter(state, proposer(3, 1, 1), Pace(), max_step_drafts=4).draft(np.arange(3), budget=100)
+
+    assert num_drafts.tolist() == [3, 1, 0]
