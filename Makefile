@@ -73,10 +73,13 @@ gpu-test:
 
 gpu-bench:
 	$(PYTHON) -m loadtests.gpu.offline --timeline
+	$(PYTHON) -m loadtests.gpu.offline --penalties 256
 	$(PYTHON) -m loadtests.gpu.offline --streams 1024
 	$(PYTHON) -m loadtests.gpu.offline --cached 512
 	$(PYTHON) -m loadtests.gpu.steps
 	$(PYTHON) -m loadtests.gpu.steps --shape llama-3.1-8b
+	$(PYTHON) -m loadtests.gpu.drafts
+	$(PYTHON) -m loadtests.gpu.attention
 
 # How the fleet takes being killed, flooded and tormented; minutes each. `make test` has the short forms.
 kills: install

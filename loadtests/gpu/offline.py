@@ -1,11 +1,13 @@
 """The engine without a server: nano-vllm's bench workload, one stream alone, and many streams.
 
     python -m loadtests.gpu.offline [--runs 3] [--attention-backend auto] [--block-size 128] [--timeline]
+    python -m loadtests.gpu.offline --penalties 256 --logprobs 1
     python -m loadtests.gpu.offline --streams 1024
     python -m loadtests.gpu.offline --cached 512 [--disable-cascade-attn]
 
 nano-vllm's `bench.py`: 256 requests at once, 100 to 1024 tokens in and out (seed 0), temperature 0.6, end of text ignored,
 random weights of the Qwen3-0.6B shape. Other token ids in every run: nothing is served from the prefix cache.
+`--penalties` and `--logprobs` of the 256 requests, their first and their last ones, ask for that.
 `--streams` and `--cached` are the loads of loadtests.gpu.server: 32 in, 512 out, three times as many requests as streams; and
 16 prompts of 10 000 tokens which the prefix cache holds, asked again and again, 16 out, eight times as many requests.
 """
@@ -30,6 +32,10 @@ from loadtests.gpu.rig import EngineRig
 
 SHAPE = "qwen3-0.6b"
 NUM_CACHED, CACHED_TOKENS = 16, 10_000
+PENALTIES: dict[str, Any] = {  # Any: fields of SamplingParams
+    "presence_penalty": 0.5, "frequency_penalty": 0.2, "repetition_penalty": 1.1, "logit_bias": ((17, -5.0), (40, 2.0))
+}  # fmt: skip
+LOGPROBS: dict[str, Any] = {"num_logprobs": 5}
 
 
 def main() -> None:
@@ -37,6 +43,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--attention-backend", default="auto")
     parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--penalties", type=int, default=0, help="requests with all three penalties and a bias")
+    parser.add_argument("--logprobs", type=int, default=0, help="requests with five alternatives a token")
     parser.add_argument("--streams", type=int, default=0)
     parser.add_argument("--cached", type=int, default=0)
     parser.add_argument("--disable-cascade-attn", action="store_true")
@@ -58,8 +66,11 @@ def main() -> None:
         rates = [cached(rig, arguments.cached) for _ in range(arguments.runs)]
         print(f"{arguments.cached} of {CACHED_TOKENS} cached in / 16 out: {[round(rate) for rate in rates]} req/s")
     else:
-        report("256 requests", [many(rig, run) for run in range(arguments.runs)])
-        report("one stream 512/512", [one(rig, run) for run in range(arguments.runs)])
+        special = arguments.penalties, arguments.logprobs
+        name = "256 requests" + (f", {special[0]} with penalties, {special[1]} with logprobs" if any(special) else "")
+        report(name, [many(rig, run, *special) for run in range(arguments.runs)])
+        if not any(special):
+            report("one stream 512/512", [one(rig, run) for run in range(arguments.runs)])
     if arguments.timeline:
         show_timeline(rig, lambda: many(rig, arguments.runs))
 
@@ -68,15 +79,16 @@ def report(name: str, rates: list[float]) -> None:
     print(f"{name}: {statistics.median(rates):.0f} output tok/s {[round(rate) for rate in rates]}", flush=True)
 
 
-def many(rig: EngineRig, run: int) -> float:
+def many(rig: EngineRig, run: int, num_penalized: int = 0, num_scored: int = 0) -> float:
     """Output tokens per second of the whole workload."""
     source = random.Random(0)
     prompts = [
         [source.randint(0, 10000) + 11000 * run for _ in range(source.randint(100, 1024))] for _ in range(256)
     ]  # fmt: skip
     lengths = [source.randint(100, 1024) for _ in range(256)]
-    for prompt, length in zip(prompts, lengths, strict=True):
-        rig.submit(prompt, SamplingParams(temperature=0.6, max_tokens=length, ignore_eos=True))
+    for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        asked = (PENALTIES if number < num_penalized else {}) | (LOGPROBS if number >= 256 - num_scored else {})
+        rig.submit(prompt, SamplingParams(temperature=0.6, max_tokens=length, ignore_eos=True, **asked))
     before = rig.num_tokens
     duration_s = rig.run()
     assert rig.num_tokens - before == sum(lengths)

@@ -17,6 +17,7 @@ from engine_core.intake import Intake
 from engine_core.metrics import EngineMetrics
 from engine_core.model_runner import build_runner
 from engine_core.outbox import Outbox
+from engine_core.process import build_drafter
 from engine_core.scheduler import Scheduler
 from ipc.block_hash import chain
 from ipc.fleet_page import FleetPage
@@ -65,7 +66,9 @@ class EngineRig:
         self.runner = runner
         self.runner.warm_up()
         self.start_s = time.monotonic() - started_s
-        self.scheduler = Scheduler(state, runner.num_blocks, settings.max_num_batched_tokens)
+        self.scheduler = Scheduler(
+            state, runner.num_blocks, settings.max_num_batched_tokens, drafter=build_drafter(settings, state)
+        )
         self.inbox = Inbox()
         view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
         format_ring(view, RING_BYTES)
@@ -108,7 +111,7 @@ class EngineRig:
         for payload in self._reader.poll():
             record = unpack_record(payload)
             assert not record.failures, record.failures
-            self.num_tokens += len(record.tokens)
+            self.num_tokens += len(record.tokens) + len(record.scored)
             self.num_finished += len(record.finishes)
         self._reader.release()
 

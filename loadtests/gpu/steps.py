@@ -4,23 +4,20 @@
 
 `wall` is the engine's own pace over 100 steps, `device` the same captured graph replayed back to back; the difference is
 what the host adds. The floor is the step's dense layers through cuBLAS (graphed, other weights in every call) plus reading
-the K/V at 3.0 TB/s.
+the K/V as fast as this device copies. A share of a prefill is of the rate of a large product here.
 """
 
 import argparse
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from config.settings import EngineSettings
 from ipc.messages import SamplingParams
-from loadtests.gpu import shapes
+from loadtests.gpu import ceilings, shapes
 from loadtests.gpu.rig import EngineRig
 
-BYTES_PER_S = 3.0e12
-PEAK_FLOPS = 790e12
 NUM_STEPS = 100
 
 
@@ -42,13 +39,15 @@ def main() -> None:
         max_model_len=longest,
     )
     print(f"{arguments.shape}: start {rig.start_s:.1f} s, {torch.cuda.memory_allocated() >> 20} MiB", flush=True)
+    limits = ceilings.measured()
+    print(f"{torch.cuda.get_device_name()}: {limits}", flush=True)
     for batch in arguments.batch:
-        decode(rig, arguments.shape, batch, arguments.context, arguments.trace)
+        decode(rig, arguments.shape, batch, arguments.context, limits.bytes_per_s, arguments.trace)
     if arguments.prefill:
-        prefill(rig, arguments.shape, arguments.prefill)
+        prefill(rig, arguments.shape, arguments.prefill, limits.flops)
 
 
-def decode(rig: EngineRig, shape: str, batch: int, context: int, trace: str | None) -> None:
+def decode(rig: EngineRig, shape: str, batch: int, context: int, bytes_per_s: float, trace: str | None) -> None:
     for number in range(batch):
         prompt = [(number * 7919 + place) % 100_000 for place in range(context - NUM_STEPS)]
         rig.submit(prompt, SamplingParams(temperature=0.6, max_tokens=3 * NUM_STEPS, ignore_eos=True))
@@ -66,9 +65,9 @@ def decode(rig: EngineRig, shape: str, batch: int, context: int, trace: str | No
     if trace:
         write_trace(rig, f"{trace}.{shape}.{batch}.json")
     bucket = rig.runner._graphs.bucket(batch)
-    device_ms = timed_ms(lambda: rig.runner._graphs.run(bucket))
+    device_ms = ceilings.timed_ms(lambda: rig.runner._graphs.run(bucket))
     dense_ms = gemm_ms(shape, batch)
-    kv_ms = batch * context * shapes.kv_bytes_per_token(shape) / BYTES_PER_S * 1e3
+    kv_ms = batch * context * shapes.kv_bytes_per_token(shape) / bytes_per_s * 1e3
     print(
         f"decode B={batch} context={context}: wall {wall_ms:.3f} ms, device {device_ms:.3f}, "
         f"host adds {wall_ms - device_ms:.3f}; "
@@ -78,29 +77,17 @@ def decode(rig: EngineRig, shape: str, batch: int, context: int, trace: str | No
     rig.run()
 
 
-def prefill(rig: EngineRig, shape: str, num_tokens: int) -> None:
+def prefill(rig: EngineRig, shape: str, num_tokens: int, peak_flops: float) -> None:
     durations = []
     for run in range(4):
         rig.submit([(run * 31 + place) % 100_000 for place in range(num_tokens)], SamplingParams(max_tokens=1))
         durations.append(rig.run())
     best_s = sorted(durations[1:])[1]
-    share = shapes.prefill_flops(shape, num_tokens) / best_s / PEAK_FLOPS
+    share = shapes.prefill_flops(shape, num_tokens) / best_s / peak_flops
     print(
-        f"prefill {num_tokens}: {best_s * 1e3:.1f} ms, {share:.2f} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s {durations}",
+        f"prefill {num_tokens}: {best_s * 1e3:.1f} ms, {share:.2f} of {peak_flops / 1e12:.0f} TFLOP/s {durations}",
         flush=True,
     )
-
-
-def timed_ms(run: Callable[[], object], times: int = 50) -> float:
-    for _ in range(3):
-        run()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    for _ in range(times):
-        run()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / times
 
 
 @torch.inference_mode()
@@ -125,7 +112,7 @@ def gemm_ms(shape: str, batch: int) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return timed_ms(graph.replay, 20)
+    return ceilings.timed_ms(graph.replay, 20)
 
 
 def write_trace(rig: EngineRig, path: str) -> None:
