@@ -32,6 +32,7 @@ from apiserver.routes.health import (
     is_ready,
 )
 from apiserver.routes.inference import Generate
+from apiserver.routes.invocations import Invocations
 from apiserver.routes.messages import CountTokens, Messages
 from apiserver.routes.models import Models
 from apiserver.routes.operator import AbortRequests, ResetPrefixCache, StartProfile, StopProfile
@@ -70,23 +71,29 @@ def routes_of(services: Services) -> list[Route]:
     """Each is described in apiserver.openapi.operations."""
     prompts = PromptEncoder(services.preloaded.tokenizer, services.model.max_model_len)
     intake = ChatIntake(services, prompts)
-    models = Models(services)
+    chats, completions = ChatCompletions(services, intake), Completions(services, prompts)
+    embeddings, models = Embeddings(services, prompts), Models(services)
     ready = ProbeRoute(services, is_ready)
     routes: list[Route] = []
     has_keys = bool(services.keyring)
     describe = partial(document, routes, title="tokenfleet", version=installed_version(), has_keys=has_keys)
     routes += [
-        Route("/v1/chat/completions", ChatCompletions(services, intake), methods=["POST"]),
+        Route("/v1/chat/completions", chats, methods=["POST"]),
         Route("/v1/chat/completions/batch", ChatBatch(services, intake), methods=["POST"]),
         Route("/v1/chat/completions/render", RenderChat(services, intake), methods=["POST"]),
-        Route("/v1/completions", Completions(services, prompts), methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/completions/render", RenderCompletion(services, prompts), methods=["POST"]),
         Route("/v1/messages", Messages(services, intake), methods=["POST"]),
         Route("/v1/messages/count_tokens", CountTokens(services, intake), methods=["POST"]),
         Route("/v1/responses", Responses(services, intake), methods=["POST"]),
         Route("/v1/responses/{response_id}", StoredResponses(services), methods=["GET", "DELETE"]),
         Route("/v1/responses/{response_id}/cancel", CancelResponse(services), methods=["POST"]),
-        Route("/v1/embeddings", Embeddings(services, prompts), methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route(
+            "/invocations",
+            Invocations(services, {"messages": chats, "prompt": completions, "input": embeddings}),
+            methods=["POST"],
+        ),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", models, methods=["GET"]),
         Route("/inference/v1/generate", Generate(services), methods=["POST"]),

@@ -47,6 +47,13 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v1/responses/{response_id}/cancel"): Operation(
         "OpenAI", "Always refused: no response runs in the background", answers=(), may_fail_as=(404,)
     ),
+    ("POST", "/invocations"): Operation(
+        "OpenAI",
+        "As the route whose body this is: a chat's, a completion's or an embedding's",
+        None,
+        _GENERATES,
+        (400, 404, 413),
+    ),
     ("GET", "/v1/models"): Operation("OpenAI", "The names this server answers to"),
     ("GET", "/v1/models/{name}"): Operation("OpenAI", "One of them", may_fail_as=(404,)),
     ("POST", "/v1/messages"): Operation("Anthropic", "Create a message", MessagesRequest, _GENERATES),
