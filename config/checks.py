@@ -151,16 +151,31 @@ def _check_reasoning(configuration: Configuration) -> Iterator[str]:
 def _check_tls(configuration: Configuration) -> Iterator[str]:
     """Loaded here as the workers will load it: one line now, not a worker that cannot start."""
     keyfile, certfile = configuration.settings.server.ssl_keyfile, configuration.settings.server.ssl_certfile
+    ca_certs, cert_reqs = configuration.settings.server.ssl_ca_certs, configuration.settings.server.ssl_cert_reqs
+    if (ca_certs is None) != (cert_reqs == ssl.CERT_NONE):
+        yield "--ssl-ca-certs and --ssl-cert-reqs 1 or 2 go together: give both"
     if keyfile is None and certfile is None:
+        if ca_certs is not None:
+            yield "--ssl-ca-certs is for https: give --ssl-keyfile and --ssl-certfile too"
         return
     if keyfile is None or certfile is None:
         yield "--ssl-keyfile and --ssl-certfile go together: give both"
         return
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certfile, keyfile, password=_NO_PASSWORD)
+        context.load_cert_chain(certfile, keyfile, password=_NO_PASSWORD)
     except (OSError, ValueError) as error:  # SSLError is an OSError
-        reason = getattr(error, "strerror", None) or error
-        yield f"--ssl-certfile {certfile} with --ssl-keyfile {keyfile} cannot be used: {reason}"
+        yield f"--ssl-certfile {certfile} with --ssl-keyfile {keyfile} cannot be used: {_reason(error)}"
+    if ca_certs is None:
+        return
+    try:
+        context.load_verify_locations(ca_certs)
+    except (OSError, ValueError) as error:
+        yield f"--ssl-ca-certs {ca_certs} cannot be used: {_reason(error)}"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _check_key_file(configuration: Configuration) -> Iterator[str]:

@@ -55,6 +55,15 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     ssl_keyfile: Annotated[str | None, Meta(description="private key in PEM; with --ssl-certfile: serve https")] = None
     ssl_certfile: Annotated[str | None, Meta(description="certificate chain in PEM")] = None
+    ssl_ca_certs: Annotated[
+        str | None, Meta(description="certificates in PEM that clients' certificates must be signed by")
+    ] = None
+    ssl_cert_reqs: Annotated[
+        int,
+        Meta(
+            ge=0, le=2, description="certificates of clients: 0 none, 1 if they have one, 2 always; with --ssl-ca-certs"
+        ),
+    ] = 0
     ui: Annotated[bool, Meta(description="serve a page at / to chat with the model")] = True
     allowed_origins: Annotated[tuple[str, ...], Meta(description="CORS origins; none: CORS is off")] = ()
     max_body_bytes: Annotated[int, Meta(ge=1024, description="larger request bodies are refused with 413")] = (
@@ -85,6 +94,9 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     trust_request_chat_template: Annotated[
         bool, Meta(description="take chat templates from requests: whoever may send requests is trusted with them")
     ] = False
+    stream_interval: Annotated[
+        int, Meta(ge=1, description="tokens that share an event of a stream; a request may ask for more")
+    ] = 1
     stream_buffer_bytes: Annotated[
         int, Meta(ge=4096, description="unsent bytes at which one slow client's stream is aborted")
     ] = 4 * 1024 * 1024

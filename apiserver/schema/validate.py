@@ -75,14 +75,18 @@ def generation_request(
         deadline_s=deadline_s,
         output_format=output_format,
         counts_reasoning=counts_reasoning,
-        details=_details_or_none(request, output_format),
+        details=_details_or_none(request, output_format, limits.stream_interval),
         kv_transfer_params=msgspec.msgpack.encode(request.kv_transfer_params) if request.kv_transfer_params else b"",
     )
 
 
-def _details_or_none(request: SamplingFields, output_format: OutputFormat | None) -> AnswerDetails | None:
-    """As in vLLM running usage needs include_usage, and ids would tell of reasoning that is hidden."""
+def _details_or_none(
+    request: SamplingFields, output_format: OutputFormat | None, least_interval: int
+) -> AnswerDetails | None:
+    """As in vLLM running usage needs include_usage, ids would tell of reasoning that is hidden, and a request may only ask
+    for fewer events than the server's own."""
     options = request.stream_options if request.stream else None
+    interval = _within("stream_interval", request.stream_interval, 1, 1, INT32_MAX)
     details = AnswerDetails(
         has_prompt_ids=bool(request.return_token_ids),
         has_token_ids=bool(request.return_token_ids) and (output_format is None or output_format.shows_reasoning),
@@ -90,7 +94,7 @@ def _details_or_none(request: SamplingFields, output_format: OutputFormat | None
         has_prompt_logprobs=not request.stream and _num_prompt_logprobs(request) != NO_LOGPROBS,
         echoes=_echoes(request),
         has_output=not _only_echoes(request),
-        stream_interval=_within("stream_interval", request.stream_interval, 1, 1, INT32_MAX) if request.stream else 1,
+        stream_interval=max(interval, least_interval) if request.stream else 1,
     )
     return None if details == NO_DETAILS else details
 

@@ -45,6 +45,28 @@ def client(certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
             yield client
 
 
+def test_clients_show_a_certificate_where_they_must(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    key, chain = certificate
+    flags = (
+        "--ssl-keyfile",
+        str(key),
+        "--ssl-certfile",
+        str(chain),
+        "--ssl-ca-certs",
+        str(chain),
+        "--ssl-cert-reqs",
+        "2",
+    )
+    with Fleet(tmp_path / "log", *FLAGS, *flags) as fleet:
+        url = f"https://127.0.0.1:{fleet.port}/v1/models"
+        shown = ssl.create_default_context(cafile=chain)
+        shown.load_cert_chain(chain, key)
+
+        assert httpx.get(url, verify=shown, timeout=30).status_code == 200
+        with pytest.raises(httpx.TransportError):
+            httpx.get(url, verify=ssl.create_default_context(cafile=chain), timeout=30)
+
+
 def test_a_stream_over_tls_is_what_the_whole_answer_is(client: httpx.Client) -> None:
     body = {"prompt": "a story", "max_tokens": 2000, "ignore_eos": True}
     whole = client.post("/v1/completions", json=body).json()

@@ -268,7 +268,7 @@ def _chunks(rig: Rig) -> Found:
 @probe("speculative decoding")
 def _speculation(rig: Rig) -> Found:
     with rig.speculating(rig.folder) as server:
-        body = {"prompt": "one two three four five " * 8, "max_tokens": 32, "temperature": 0}
+        body = {"prompt": "one two three four five " * 8, "max_tokens": 256, "temperature": 0, "ignore_eos": True}
         httpx.post(server.base_url + "/v1/completions", json=body, timeout=120).raise_for_status()
         text = httpx.get(server.base_url + "/metrics").text
     found = re.search(r"^vllm:spec_decode_num_accepted_tokens_total\{.*\} (\S+)", text, re.MULTILINE)

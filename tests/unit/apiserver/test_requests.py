@@ -42,10 +42,15 @@ def completion_request(**fields: Any) -> CompletionRequest:
 
 
 def validated(
-    request: ChatRequest | CompletionRequest, *, num_tokens: int = 10, num_prompts: int = 1, model: ModelFolder = MODEL
+    request: ChatRequest | CompletionRequest,
+    *,
+    num_tokens: int = 10,
+    num_prompts: int = 1,
+    model: ModelFolder = MODEL,
+    limits: ServerSettings | None = None,
 ) -> GenerationRequest:
     prompts = (Prompt(bytes(4 * num_tokens)),) * num_prompts
-    return generation_request(request, prompts, model, LIMITS, request_id="r", deadline_s=None)
+    return generation_request(request, prompts, model, limits or LIMITS, request_id="r", deadline_s=None)
 
 
 # The fields of vLLM 0.33's requests, and of OpenAI's API in 2026-11 (chat first, then completions).
@@ -400,3 +405,13 @@ def test_detokenize_wants_integers() -> None:
         decode_detokenize(b'{"tokens": [1, "a"]}')
 
     assert caught.value.param == "tokens[1]"
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 4), (1, 4), (9, 9)])
+def test_a_request_may_only_ask_for_fewer_events_than_the_server_sends(asked: int | None, expected: int) -> None:
+    limits = ServerSettings(stream_interval=4)
+
+    streamed = validated(chat_request(stream=True, stream_interval=asked), limits=limits)
+    whole = validated(chat_request(stream_interval=asked), limits=limits)
+
+    assert streamed.details == AnswerDetails(stream_interval=expected) and whole.details is None
