@@ -28,7 +28,8 @@ CHECKER.checks("time", ValueError)(
 
 
 def _pattern(_: Any, pattern: str, text: Any, __: Any) -> Iterator[ValidationError]:
-    """ECMA-262's classes are ASCII's, which Python's are only when asked; its white space is not."""
+    """ECMA-262's classes are ASCII's, which Python's are only when asked; its white space is not. `\\cX` Python has not."""
+    pattern = re.sub(r"\\c([A-Za-z])", lambda found: rf"\x{ord(found[1]) % 32:02x}", pattern)
     if isinstance(text, str) and not (re.search(pattern, text) or re.search(pattern, text, re.ASCII)):
         yield ValidationError(f"{text!r} does not match {pattern!r}")
 
