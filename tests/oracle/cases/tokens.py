@@ -77,7 +77,7 @@ CASES: list[Case] = [
             "model": "m",
             "token_ids": [504, 3575, 282, 4649, 314],
             "output_mode": "text",
-            "sampling_params": {"max_tokens": 2, "temperature": 0, "prompt_logprobs": 0, "n": 2, "top_k": 1},
+            "sampling_params": {"max_tokens": 2, "temperature": 1.0, "prompt_logprobs": 0, "n": 2, "top_k": 1},
         },
     ),
     Case(
