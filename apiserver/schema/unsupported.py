@@ -60,6 +60,7 @@ BATCH: Mapping[str, tuple[Any, ...]] = {
     "tools": EMPTY,
     "tool_choice": (None, "none"),
     "prompt_logprobs": ANY_NULL,
+    "kv_transfer_params": EMPTY,  # of one prompt
 }
 COMPLETION: Mapping[str, tuple[Any, ...]] = {
     **SHARED,
