@@ -25,12 +25,12 @@ from engine_core.batch_state import BatchState
 from engine_core.block_manager import NOWHERE, BlockManager
 from engine_core.drafting import DraftCounts, Drafter, counting_up
 from engine_core.plan import Int32Array, Rows, StepPlan, StepResult, TokenScores
+from engine_core.prefix_publisher import PrefixPublisher
 from engine_core.sequence import NO_ROW, Sequence, SequenceState
-from engine_core.step_output import NO_TOKENS, Ending, SampledTokens
+from engine_core.step_output import NO_TOKENS, Ending, SampledTokens, finish_record, scored
 from engine_core.waiting_queue import WaitingQueue
-from ipc.block_hash import next_link
 from ipc.messages import generation_of, slot_of
-from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, Finish, FinishCode, Scored
+from ipc.record import NO_STOP_TOKEN, Failure, FailureCode, FinishCode, Scored
 
 
 @dataclass(slots=True)
@@ -57,6 +57,7 @@ class Scheduler:
         """With a `drafter` the runner must take plans with drafts; see `awaits_tokens`."""
         self.state = state
         self.blocks = BlockManager(num_blocks)
+        self._prefixes = PrefixPublisher(state, self.blocks.cache)
         self.counts = SchedulerCounts(
             drafts=DraftCounts(accepted_per_place=[0] * (drafter.max_tokens if drafter else 0))
         )
@@ -126,7 +127,7 @@ class Scheduler:
     def _end_complete(self, sequence: Sequence) -> None:
         """Its client has all of it but the finish, which was lost with another engine."""
         num_output_tokens = len(sequence.token_ids) - sequence.num_prompt_tokens
-        finish = self._finish_record(
+        finish = finish_record(
             sequence, FinishCode.LENGTH, num_output_tokens, NO_STOP_TOKEN, time.monotonic_ns()
         )  # fmt: skip
         self._endings.append(Ending(sequence.slot, finish))
@@ -147,7 +148,7 @@ class Scheduler:
         sequence = self._sequences.get(stream_id)
         if sequence is None:
             return  # its own finish is on the way
-        finish = self._finish_record(
+        finish = finish_record(
             sequence,
             FinishCode.ABORT,
             self._num_output_tokens(sequence),
@@ -308,7 +309,7 @@ class Scheduler:
         if not state.num_free_rows:
             return False
         num_tokens = len(sequence.token_ids)
-        cached = self._cached_prefix(sequence)
+        cached = self._prefixes.cached(sequence)
         num_new = -(-num_tokens // self._block_size) - len(cached)
         reserve = state.num_running
         if num_new + self.blocks.num_idle_of(cached) + reserve > self.blocks.num_available:
@@ -321,19 +322,12 @@ class Scheduler:
         state.num_blocks[row] = len(blocks)
         state.num_computed[row] = len(cached) * self._block_size
         if sequence.is_cacheable:
-            state.next_link_len[row] = (len(cached) + 1) * self._block_size
+            self._prefixes.follow(row, len(cached))
         self._prefilling.insert(position, sequence)
         if not sequence.first_scheduled_ns:
             num_cached = min(len(cached) * self._block_size, sequence.num_prompt_tokens)
             self._note_start(sequence, num_cached, now_ns)
         return True
-
-    def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        """Blocks of the longest cached prefix that leaves at least the last token to compute: it gives the logits."""
-        if not sequence.is_cacheable:
-            return []
-        max_blocks = (len(sequence.token_ids) - 1) // self._block_size
-        return self.blocks.cache.match(sequence.block_links[:max_blocks])
 
     def _note_start(self, sequence: Sequence, num_cached: int, now_ns: int) -> None:
         sequence.first_scheduled_ns = now_ns
@@ -409,17 +403,15 @@ class Scheduler:
         for row, embedding in result.embeddings.items():
             if self._has_stayed(plan, row):
                 self._sequence_in(row).embedding = embedding
-        linkable = has_stayed & (computed >= state.next_link_len[plan.rows])
-        if linkable.any():
-            self._publish_blocks(plan.rows[linkable], computed[linkable])
+        self._prefixes.publish(plan.rows[has_stayed], computed[has_stayed])
         for row in rows[np.count_nonzero(sampled[: plan.num_decodes]) :].tolist():
             sequence = self._sequence_in(row)
             sequence.first_token_ns = sequence.first_token_ns or now_ns
-        scored = self._scored_prompts(plan, result) if result.prompt_scores else ()
+        of_prompts = self._scored_prompts(plan, result) if result.prompt_scores else ()
         tokens = self._check_stops(rows, token_ids, places + 1, now_ns, result.scores)
         if len(drafted.token_ids):
             tokens = drafted.followed_by(tokens)
-        return replace(tokens, scored=scored + tokens.scored) if scored else tokens
+        return replace(tokens, scored=of_prompts + tokens.scored) if of_prompts else tokens
 
     def _accept(
         self, plan: StepPlan, result: StepResult, computed: Int32Array, has_stayed: NDArray[np.bool_]
@@ -447,41 +439,6 @@ class Scheduler:
         [entry] = np.flatnonzero(plan.rows == row)
         return bool(self.state.tenancy[row] == plan.tenancy[entry])
 
-    def _publish_blocks(self, rows: Rows, computed: Int32Array) -> None:
-        """Offer blocks that became full to the prefix cache: rows that decode have one, prefill chunks many."""
-        state = self.state
-        has_many = computed - state.next_link_len[rows] >= self._block_size
-        for row, num_computed in zip(rows[has_many].tolist(), computed[has_many].tolist(), strict=True):
-            self._publish_run(row, num_computed)
-        rows = rows[~has_many]
-        if len(rows):
-            self._publish_one_each(rows)
-
-    def _publish_run(self, row: int, num_computed: int) -> None:
-        state, block_size = self.state, self._block_size
-        start = int(state.next_link_len[row]) // block_size - 1
-        end = num_computed // block_size
-        links = self._sequence_in(row).block_links
-        while len(links) < end:  # a preempted sequence brings generated tokens
-            tokens = state.token_ids[row, len(links) * block_size : (len(links) + 1) * block_size]
-            links.append(next_link(links[-1], tokens.tobytes()))
-        for block, link in zip(state.block_table[row, start:end].tolist(), links[start:end], strict=True):
-            self.blocks.cache.publish(block, link)
-        state.next_link_len[row] = (end + 1) * block_size
-
-    def _publish_one_each(self, rows: Rows) -> None:
-        """The same for many rows with one block each, gathered at once."""
-        state, block_size = self.state, self._block_size
-        positions = state.next_link_len[rows] // block_size - 1
-        state.next_link_len[rows] += block_size
-        tokens = state.token_ids[rows[:, None], positions[:, None] * block_size + np.arange(block_size)].tobytes()
-        blocks = state.block_table[rows, positions].tolist()
-        for index, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
-            links = self._sequence_in(row).block_links
-            if position == len(links):
-                links.append(next_link(links[-1], tokens[4 * block_size * index : 4 * block_size * (index + 1)]))
-            self.blocks.cache.publish(blocks[index], links[position])
-
     def _check_stops(
         self,
         rows: Rows,
@@ -498,13 +455,13 @@ class Scheduler:
             is_long = num_tokens - state.num_prompt[rows] >= state.min_tokens[rows]
             has_stopped &= is_long | state.has_grammar[rows]  # a grammar ends where nothing else may follow
         is_sent = state.is_streaming[rows] & ~has_stopped
-        scored: tuple[tuple[int, Scored], ...] = ()
+        of_drawn: tuple[tuple[int, Scored], ...] = ()
         if scores:
             is_scored = np.isin(rows, list(scores))
-            scored = self._scored(rows[is_scored], token_ids[is_scored], has_stopped[is_scored], scores)
+            of_drawn = self._scored(rows[is_scored], token_ids[is_scored], has_stopped[is_scored], scores)
             is_sent &= ~is_scored
         sent = rows[is_sent]
-        tokens = SampledTokens(state.slot[sent], state.number[sent], token_ids[is_sent], scored)
+        tokens = SampledTokens(state.slot[sent], state.number[sent], token_ids[is_sent], of_drawn)
         for position in np.flatnonzero(has_stopped | is_full).tolist():
             stop_token_id = int(token_ids[position]) if has_stopped[position] else NO_STOP_TOKEN
             self._finish(self._sequence_in(int(rows[position])), stop_token_id, now_ns)
@@ -513,23 +470,18 @@ class Scheduler:
     def _scored(
         self, rows: Rows, token_ids: Int32Array, has_stopped: NDArray[np.bool_], scores: dict[int, TokenScores]
     ) -> tuple[tuple[int, Scored], ...]:
-        entries = []
-        for row, token_id, is_stop in zip(rows.tolist(), token_ids.tolist(), has_stopped.tolist(), strict=True):
-            sequence, own = self._sequence_in(row), scores[row]
-            entry = Scored(sequence.number, token_id, is_stop, own.rank, own.logprob, own.ids, own.logprobs)
-            entries.append((sequence.slot, entry))
-        return tuple(entries)
+        drawn = zip(rows.tolist(), token_ids.tolist(), has_stopped.tolist(), strict=True)
+        return tuple(
+            scored(self._sequence_in(row), token, scores[row], is_stop=is_stop) for row, token, is_stop in drawn
+        )
 
     def _scored_prompts(self, plan: StepPlan, result: StepResult) -> tuple[tuple[int, Scored], ...]:
-        entries = []
+        entries: list[tuple[int, Scored]] = []
         for row, prompt in result.prompt_scores.items():
             if self._has_stayed(plan, row):
                 sequence, tokens = self._sequence_in(row), self.state.token_ids[row]
-                for place, own in enumerate(prompt.scores, prompt.first_place):
-                    entry = Scored(
-                        sequence.number, int(tokens[place]), False, own.rank, own.logprob, own.ids, own.logprobs, place
-                    )  # fmt: skip
-                    entries.append((sequence.slot, entry))
+                places = enumerate(prompt.scores, prompt.first_place)
+                entries += (scored(sequence, int(tokens[place]), own, prompt_place=place) for place, own in places)
         return tuple(entries)
 
     # ── the end of a sequence ────────────────────────────────────────────────────────────────────────────────────
@@ -538,30 +490,12 @@ class Scheduler:
         has_stopped = stop_token_id != NO_STOP_TOKEN
         output_ids = self.state.output_ids(sequence.row)
         code = FinishCode.STOP if has_stopped else FinishCode.LENGTH
-        finish = self._finish_record(sequence, code, len(output_ids), stop_token_id, now_ns)
+        finish = finish_record(sequence, code, len(output_ids), stop_token_id, now_ns)
         bulk = None
         if not sequence.is_streaming and not sequence.pooling:
             bulk = output_ids[sequence.num_delivered : -1 if has_stopped else None]
         self._endings.append(Ending(sequence.slot, finish, bulk, sequence.embedding))
         self._end(sequence)
-
-    def _finish_record(
-        self, sequence: Sequence, code: FinishCode, num_output_tokens: int, stop_token_id: int, now_ns: int
-    ) -> Finish:
-        first_scheduled_ns = sequence.first_scheduled_ns or now_ns  # a stopped one may never have come so far
-        first_token_ns = sequence.first_token_ns or now_ns
-        return Finish(
-            stream=sequence.number,
-            code=code,
-            num_prompt_tokens=sequence.num_prompt_tokens,
-            num_cached_tokens=sequence.num_cached_tokens,
-            num_output_tokens=num_output_tokens,
-            stop_token_id=stop_token_id,
-            num_preemptions=sequence.num_preemptions,
-            queue_us=(first_scheduled_ns - sequence.arrival_ns) // 1000,
-            prefill_us=(first_token_ns - first_scheduled_ns) // 1000,
-            decode_us=(now_ns - first_token_ns) // 1000,
-        )
 
     def _fail(self, sequence: Sequence, code: FailureCode, message: str) -> None:
         self._endings.append(Ending(sequence.slot, Failure(sequence.number, code, message)))
