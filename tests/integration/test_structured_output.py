@@ -102,9 +102,8 @@ def test_a_form_that_is_complete_ends_whatever_else_is_asked(client: openai.Open
     assert completion.usage.completion_tokens < 6
 
 
-@pytest.mark.usefixtures("own_engine")  # vLLM ends it with an error of its own, a 500
 def test_what_contradicts_the_form_is_a_400(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="no token is allowed by all"):
+    with pytest.raises(openai.BadRequestError, match="allowed"):
         ask(client, {"structured_outputs": {"choice": ["zebra"]}, "allowed_token_ids": [17, 18]})
 
 
