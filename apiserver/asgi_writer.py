@@ -28,8 +28,8 @@ class AsgiWriter:
         return self._num_bytes > HIGH_WATER_BYTES
 
     @property
-    def send_chunk(self) -> None:
-        """The server frames the body."""
+    def direct_fd(self) -> None:
+        """The connection is the server's."""
         return None
 
     def listen(self, listener: ConnectionListener) -> None:
@@ -51,6 +51,9 @@ class AsgiWriter:
         self._has_pieces.set()
         if self.is_paused and self._listener is not None:
             self._listener.on_paused()
+
+    def write_rest(self, rest: bytes) -> None:
+        raise AssertionError("nothing is written directly")
 
     def hold(self, data: bytes) -> None:
         self.write(data)

@@ -20,34 +20,24 @@ from apiserver.asgi_writer import AsgiWriter
 from apiserver.engine_client import EngineClient, StreamError
 from apiserver.errors import ApiError
 from apiserver.generation import Choice, CollectedChoice, EmbeddedChoice, GenerationRequest, Usage
+from apiserver.hot_path import Lane, duplicate_or_none
 from apiserver.http_protocol import ConnectionListener, stream_writer_of
 from apiserver.metrics import WorkerMetrics
 from apiserver.text_stream import TextStream
 from apiserver.token_table import escape
-from ipc.record import Scored
+from ipc.messages import number_of
+from ipc.record import Finish, Scored
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx passes events on at once
 ]
-CRLF = b"\r\n"
 SHUTDOWN = StreamError("shutdown", "the server is shutting down", retry_after_s=1)
 NUM_HELD_LOOSELY = 64  # tokens; more of one choice are packed: 4 bytes each instead of an object
 BYTES_PER_HELD_TOKEN = 5  # packed, with the room to grow
 BYTES_PER_HELD_SCORE = 400  # a Scored without alternatives
 BYTES_PER_HELD_ALTERNATIVE = 80
-
-
-class _ChunkHeads(dict[int, bytes]):
-    """The first line of an HTTP chunk by the number of bytes in it: tokens are short, so there are few."""
-
-    def __missing__(self, num_bytes: int) -> bytes:
-        head = self[num_bytes] = b"%x\r\n" % num_bytes
-        return head
-
-
-CHUNK_HEADS = _ChunkHeads()
 
 
 class Events(Protocol):
@@ -71,10 +61,11 @@ class Writer(Protocol):
     @property
     def is_paused(self) -> bool: ...
     @property
-    def send_chunk(self) -> Callable[[bytes], None] | None: ...
+    def direct_fd(self) -> int | None: ...
     def listen(self, listener: ConnectionListener) -> None: ...
     def open(self) -> None: ...
     def write(self, data: bytes) -> None: ...
+    def write_rest(self, rest: bytes) -> None: ...
     def hold(self, data: bytes) -> None: ...
     def flush(self) -> None: ...
     async def finish(self) -> None: ...
@@ -85,44 +76,50 @@ class Writer(Protocol):
 class StreamedChoice(Choice):
     """Writes its text as events."""
 
-    __slots__ = (
-        "_chunk_end", "_num_bytes_around", "_observe_itl", "_pieces", "_prefix", "_response", "_send", "_suffix",
-        "is_closed",
-    )  # fmt: skip
+    __slots__ = ("_lane", "_prefix", "_response", "_suffix", "is_closed")
 
     def __init__(self, index: int, text: TextStream, metrics: WorkerMetrics, response: "StreamedResponse") -> None:
         super().__init__(index, text, metrics, response.on_end)
         self._response = response
         self._prefix, self._suffix = response.events.delta(index)
-        self._chunk_end = self._suffix + CRLF
-        self._num_bytes_around = len(self._prefix) + len(self._suffix)
-        self._pieces: list[bytes | None] | None = None  # the token table, while a token may go out by itself
-        self._send: Callable[[bytes], None] = _refuse_write
-        self._observe_itl = metrics.itl.observe
+        self._lane: Lane | None = None  # while its tokens may go out by themselves
         self.is_closed = False  # its last event is written
 
-    def take(self, token: int, now_s: float) -> None:
-        """The hot path, once per stream and engine step: the token's text stands ready in the table, nothing waits in
-        front of it, and its event goes to the transport as one chunk."""
-        pieces = self._pieces
-        piece = pieces[token] if pieces is not None else None
-        if piece is None:
-            self.tokens.append(token)
-            self.flush(now_s)
-            return
-        self.text.num_tokens += 1
-        last_s, self._last_token_s = self._last_token_s, now_s
-        self._observe_itl(now_s - last_s, 1)
-        head = CHUNK_HEADS[self._num_bytes_around + len(piece)]
-        self._send(b"".join((head, self._prefix, piece, self._chunk_end)))
+    @property
+    def num_tokens(self) -> int:
+        self._note_lane()
+        return super().num_tokens
 
     def choose_way(self) -> None:
         """To be called whenever the text or the connection may have come to another state."""
-        send = self._response.send_chunk
-        if send is None or not self._response.can_write:
-            self._pieces = None
-        else:
-            self._pieces, self._send = self.text.ready, send
+        pieces, fd = self.text.ready, self._response.direct_fd
+        if pieces is None or fd is None or self.stream_id is None or self.has_ended:
+            self._leave_lane()
+        elif self._lane is not None:
+            self._lane.last_s = self._last_token_s
+        elif (own_fd := duplicate_or_none(fd)) is not None:
+            self._lane = Lane(pieces, self._prefix, self._suffix, own_fd, self._last_token_s, self)
+            self._response.hot_path.open(number_of(self.stream_id), self._lane)
+
+    def on_blocked(self, rest: bytes) -> None:
+        """apiserver.hot_path.Rider."""
+        self._note_lane()
+        self._lane = None
+        self._response.write_rest(rest)
+
+    def _note_lane(self) -> None:
+        """What went out through the lane, for those who count."""
+        lane = self._lane
+        if lane is not None and lane.count:
+            self.text.num_tokens += lane.count
+            lane.count, self._last_token_s = 0, lane.last_s
+
+    def _leave_lane(self) -> None:
+        if self._lane is not None:
+            assert self.stream_id is not None
+            self._note_lane()
+            self._lane = None
+            self._response.hot_path.close(number_of(self.stream_id))
 
     def flush(self, now_s: float) -> None:
         """The exact way, for any number of tokens, a client that does not read, and stop strings."""
@@ -131,6 +128,7 @@ class StreamedChoice(Choice):
             response.hold(self)
             return
         tokens, self.tokens = self.tokens, []
+        self._note_lane()
         self.note_tokens(len(tokens), now_s)
         num_before = self.text.num_tokens
         piece = self.text.feed_escaped(tokens)
@@ -147,7 +145,16 @@ class StreamedChoice(Choice):
         scores, self.scores = self.scores[:num_tokens], self.scores[num_tokens:]
         return self._response.events.scored(self.index, piece, scores)
 
+    def finish(self, finish: Finish) -> None:
+        self._leave_lane()
+        super().finish(finish)
+
+    def fail(self, error: StreamError) -> None:
+        self._leave_lane()
+        super().fail(error)
+
     def release(self) -> None:
+        self._leave_lane()
         super().release()
         del self._response
 
@@ -181,7 +188,7 @@ class StreamedResponse:
 
     __slots__ = (
         "_client", "_done", "_first_output", "_is_gone", "_max_held_tokens", "_metrics", "_num_open", "_request",
-        "_writer", "can_write", "choices", "events", "send_chunk", "usage", "write",
+        "_writer", "can_write", "choices", "events", "hot_path", "usage", "write",
     )  # fmt: skip
 
     def __init__(
@@ -197,7 +204,7 @@ class StreamedResponse:
         self.events = events
         self.can_write = False  # the headers are sent, and the client reads
         self.write: Callable[[bytes], None] = _refuse_write
-        self.send_chunk: Callable[[bytes], None] | None = None  # `write` without framing, where and while there is one
+        self.hot_path = client.hot_path
         self._request, self._client, self._metrics = request, client, metrics
         self._max_held_tokens = buffer_bytes // _held_bytes(request) // len(texts)  # per choice
         loop = asyncio.get_running_loop()
@@ -256,8 +263,17 @@ class StreamedResponse:
         self.write = writer.write
         if not self._done.done():
             writer.flush()
-            self.send_chunk = writer.send_chunk
             self._choose_ways()
+
+    @property
+    def direct_fd(self) -> int | None:
+        """Where a whole chunk may be written to at once: nothing waits in front of it."""
+        return self._writer.direct_fd if self.can_write and self._writer is not None else None
+
+    def write_rest(self, rest: bytes) -> None:
+        """Of a chunk that was written directly, what the kernel did not take."""
+        assert self._writer is not None
+        self._writer.write_rest(rest)
 
     def _choose_ways(self) -> None:
         for choice in self.choices:

@@ -14,8 +14,8 @@ extension (another server, a test client) a response sends ordinary ASGI message
 """
 
 import asyncio
+import os
 import select
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -71,11 +71,12 @@ class JoiningTransport:
 class StreamWriter:
     """The body of one response, written piece by piece."""
 
-    __slots__ = ("_cycle", "_is_chunked", "_joining", "_protocol", "_transport")
+    __slots__ = ("_cycle", "_fd", "_is_chunked", "_joining", "_protocol", "_transport")
 
     def __init__(self, protocol: "FleetHttpProtocol", cycle: RequestResponseCycle, joining: JoiningTransport) -> None:
         self._protocol, self._cycle, self._joining = protocol, cycle, joining
         self._transport: asyncio.Transport = protocol.transport
+        self._fd = protocol.plain_fd
         self._is_chunked = cycle.scope["http_version"] != "1.0"
 
     @property
@@ -83,9 +84,17 @@ class StreamWriter:
         return self._protocol.flow.write_paused
 
     @property
-    def send_chunk(self) -> Callable[[bytes], None] | None:
-        """Takes one whole HTTP chunk, where the body is chunked. Only once the head is sent, and never after a `hold`."""
-        return self._transport.write if self._is_chunked else None
+    def direct_fd(self) -> int | None:
+        """The socket, where it takes whole HTTP chunks as they are, and nothing waits in front of them."""
+        if not self._is_chunked or self._joining.held or not self._is_idle:
+            return None
+        return self._fd
+
+    @property
+    def _is_idle(self) -> bool:
+        """The connection is a plain one, lives, and has everything sent: what is written to it need not queue."""
+        transport = self._transport
+        return self._fd is not None and not transport.is_closing() and not transport.get_write_buffer_size()
 
     def listen(self, listener: ConnectionListener) -> None:
         """Tell this listener of the connection, until `close`. One that is gone already is told at once."""
@@ -115,8 +124,15 @@ class StreamWriter:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._joining.held:
             self._joining.write(data)
+        elif self._fd is not None and self._is_idle:
+            self.write_rest(data[_num_taken(self._fd, data) :])
         else:
             self._transport.write(data)
+
+    def write_rest(self, rest: bytes) -> None:
+        """Of what was written to `direct_fd`, the part that the kernel did not take."""
+        if rest:
+            self._transport.write(rest)
 
     def hold(self, data: bytes) -> None:
         """As `write`, but it leaves in front of the next write, or of the end of the body."""
@@ -130,6 +146,14 @@ class StreamWriter:
         self._transport.abort()
 
 
+def _num_taken(fd: int, data: bytes) -> int:
+    """How much of it the kernel takes now. Of a broken connection nothing: its transport finds out, and says so."""
+    try:
+        return os.write(fd, data)
+    except OSError:
+        return 0
+
+
 class FleetHttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol, which also tells the response in progress of its connection."""
 
@@ -138,11 +162,14 @@ class FleetHttpProtocol(HttpToolsProtocol):
     _slow_timer: asyncio.TimerHandle | None = None  # runs while the client owes us a head or a body
     _is_in_head = False
     _head_bytes = 0  # of this head, beyond the read that it began in
+    plain_fd: int | None = None  # the connection's socket, unless what goes through it is encrypted
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """A client that says nothing, or says it too slowly, does not keep its connection."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(HIGH_WATER_BYTES)
+        if transport.get_extra_info("sslcontext") is None and (sock := transport.get_extra_info("socket")) is not None:
+            self.plain_fd = sock.fileno()
         self._slow_timer = self.loop.call_later(self.timeout_keep_alive, self._on_slow)
         if self.is_leaving:
             self._await_last_request()

@@ -20,6 +20,7 @@ import uvloop
 from apiserver.app import build_app
 from apiserver.balanced_server import BalancedServer
 from apiserver.engine_client import EngineClient
+from apiserver.hot_path import HotPath
 from apiserver.http_protocol import FleetHttpProtocol
 from apiserver.journal import Journal
 from apiserver.keyring import Keyring
@@ -118,6 +119,7 @@ def _build_services(settings: Settings, model: ModelFolder, handles: WorkerHandl
         on_drained=metrics.on_drained,
         journal=_journal(settings.server),
         on_resumed=metrics.streams_resumed.inc,
+        hot_path=HotPath(metrics.itl.observe),
     )
     fleet = FleetPage(Segment.attach(handles.fleet_fd).view)
     return Services(
