@@ -3,14 +3,20 @@
     text  2026-01-31T12:00:00.123Z info  worker 0: request finished method=POST status=200
     json  {"time":"...","level":"info","role":"worker 0","event":"request finished","method":"POST","status":200}
 
-A line leaves in one write call, so that lines of several processes never mix. Prompts and completions are never logged.
+Lines leave whole, so that those of several processes never mix. Inside an event loop those of one turn leave together when
+it is over, for a write costs more than a line does; a warning, or worse, leaves at once. Prompts and completions are never
+logged.
 """
 
+import asyncio
 import json
 import logging
 import re
+import select
 import sys
-from datetime import UTC, datetime
+import time
+from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal, TextIO
 
@@ -36,15 +42,57 @@ def configure(role: str, *, level: str, log_format: Literal["text", "json"]) -> 
 
 
 class LineHandler(logging.StreamHandler[TextIO]):
-    """Its stream is line-buffered, as stderr always is: to write a line is to flush it."""
+    """Its stream is line-buffered, as stderr always is: what is written in one piece leaves in one piece."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []  # that wait for the end of a turn of `_loop`
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.stream.write(self.format(record) + "\n")
+            self._lines.append(self.format(record) + "\n")
+            if record.levelno >= logging.WARNING or not self._flushes_soon():
+                self.flush()
         except RecursionError:  # as in logging.StreamHandler
             raise
         except Exception:
             self.handleError(record)
+
+    def flush(self) -> None:
+        """`logging.shutdown` calls it, too."""
+        self.acquire()
+        try:
+            lines, self._lines, self._loop = self._lines, [], None
+            for piece in _pieces(lines):
+                self.stream.write(piece)
+        finally:
+            self.release()
+
+    def _flushes_soon(self) -> bool:
+        """Whether the loop that runs here will do it; False where there is none."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        if self._loop is not loop:
+            self._loop = loop
+            loop.call_soon(self.flush)
+        return True
+
+
+def _pieces(lines: list[str]) -> Iterator[str]:
+    """Of whole lines, none so long that a pipe might take it apart, unless a line is by itself."""
+    piece, num_bytes = "", 0
+    for line in lines:
+        size = len(line) if line.isascii() else len(line.encode())
+        if piece and num_bytes + size > select.PIPE_BUF:
+            yield piece
+            piece, num_bytes = "", 0
+        piece += line
+        num_bytes += size
+    if piece:
+        yield piece
 
 
 class TextFormatter(logging.Formatter):
@@ -84,7 +132,13 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:  # Any: a field is wha
 
 
 def _time(record: logging.LogRecord) -> str:
-    return f"{datetime.fromtimestamp(record.created, UTC).isoformat(timespec='milliseconds')[:-6]}Z"
+    seconds = int(record.created)
+    return f"{_second(seconds)}.{int((record.created - seconds) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _shown(value: object) -> str:
@@ -92,9 +146,7 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     text = str(value)
-    if isinstance(value, int):
-        return text
-    if (text.isalnum() and text.isascii()) or _PLAIN_WORD.fullmatch(text):
+    if isinstance(value, int) or (text.isalnum() and text.isascii()) or _PLAIN_WORD.fullmatch(text):
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())
 

@@ -76,6 +76,7 @@ def _run_worker(plan: ZygotePlan, handles: WorkerHandles, preloaded: Preloaded, 
     except BaseException:
         logger.exception("worker crashed", extra={"slot": handles.slot})
     finally:
+        logging.shutdown()  # lines of the last turn
         os._exit(code)
 
 
