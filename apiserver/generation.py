@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from apiserver.answer_details import AnswerDetails
 from apiserver.engine_client import EngineClient, StreamError
@@ -78,23 +78,13 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
     def sampling_of(self, prompt: int, choice: int) -> SamplingParams:
         """A seed gives each choice of a prompt its own, as in vLLM."""
         seed = self.sampling.seed
-        return replace_params(
-            self.sampling,
-            max_tokens=self.max_tokens[prompt],
-            seed=None if seed is None else seed + choice,
+        changes = {
+            "max_tokens": self.max_tokens[prompt],
+            "seed": None if seed is None else seed + choice,
             # One choice of a prompt has them for all, unless each writes its own events.
-            num_prompt_logprobs=self.sampling.num_prompt_logprobs if self.is_stream or not choice else NO_LOGPROBS,
-        )
-
-
-def replace_params(
-    sampling: SamplingParams, *, max_tokens: int, seed: int | None, num_prompt_logprobs: int
-) -> SamplingParams:
-    if (sampling.max_tokens, sampling.seed, sampling.num_prompt_logprobs) == (max_tokens, seed, num_prompt_logprobs):
-        return sampling
-    fields = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
-    changes = {"max_tokens": max_tokens, "seed": seed, "num_prompt_logprobs": num_prompt_logprobs}
-    return SamplingParams(**{**fields, **changes})
+            "num_prompt_logprobs": self.sampling.num_prompt_logprobs if self.is_stream or not choice else NO_LOGPROBS,
+        }
+        return structs.replace(self.sampling, **changes)
 
 
 class Stages(Struct, frozen=True):

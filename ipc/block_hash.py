@@ -5,11 +5,13 @@ engine for blocks that fill up while it generates. SHA-256 cut to 16 bytes: a co
 another's KV, so a fast non-cryptographic hash is not enough. The salt starts the chain and separates runs or tenants.
 """
 
+from functools import lru_cache
 from hashlib import sha256
 
 HASH_BYTES = 16
 
 
+@lru_cache(maxsize=64)
 def first_link(salt: bytes) -> bytes:
     """The parent of a sequence's first block."""
     return sha256(b"tokenfleet block hash" + salt).digest()[:HASH_BYTES]

@@ -15,9 +15,9 @@ from apiserver.output_formats import OutputFormats
 from apiserver.prompt_encoding import PromptEncoder
 from apiserver.request_template import RequestTemplates
 from apiserver.routes.generate import deadline_of
+from apiserver.schema.request_shapes import RequestShapes
 from apiserver.schema.requests import ChatRequest, TokenizeRequest
 from apiserver.schema.structured import asks_for_grammar
-from apiserver.schema.validate import generation_request
 from apiserver.services import Services
 from apiserver.tools.tool_use import asks_for_calls
 
@@ -33,6 +33,7 @@ class ChatIntake:
     def __init__(self, services: Services, prompts: PromptEncoder) -> None:
         self._services, self._prompts = services, prompts
         self.formats = OutputFormats(services)
+        self._shapes = RequestShapes(services.model, services.settings.server)
         self._request_templates = RequestTemplates(
             services.model.special_tokens, is_trusted=services.settings.server.trust_request_chat_template
         )
@@ -68,21 +69,19 @@ class ChatIntake:
     def _batch(
         self, chats: Sequence[ChatRequest], rendered: Sequence[RenderedChat], scope: Scope, request_id: str
     ) -> GenerationRequest:
-        services, chat = self._services, chats[0]
+        chat = chats[0]
         formats = [self.formats.format_or_none(one, prompt.text) for one, prompt in zip(chats, rendered, strict=True)]
         output_format = formats[0]
         if len(formats) > 1 and len({None if form is None else form.thinking for form in formats}) > 1:
             raise InvalidRequest("messages: some of the chats end within reasoning, others do not", param="messages")
         if output_format is not None and not output_format.shows_reasoning:
             chat.logprobs, chat.top_logprobs = False, None  # they would tell what is hidden; so in vLLM
-        generation = generation_request(
+        generation = self._shapes.generation_request(
             chat,
             tuple([one.prompt for one in rendered]),
-            services.model,
-            services.settings.server,
             request_id=request_id,
             deadline_s=deadline_of(scope),
             output_format=output_format,
             counts_reasoning=self.formats.has_reasoning,
         )
-        return without_bad_words(generation, chat.bad_words, services.preloaded.tokenizer)
+        return without_bad_words(generation, chat.bad_words, self._services.preloaded.tokenizer)

@@ -39,7 +39,7 @@ class Message(Struct):
     function_call: Unserved = None
 
 
-class StreamOptions(Struct):
+class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
     include_stages: bool | None = False  # ours: the usage says how long the engine's stages took

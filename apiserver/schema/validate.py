@@ -50,13 +50,12 @@ def generation_request(
     counts_reasoning: bool = False,
 ) -> GenerationRequest:
     """Raises InvalidRequest, ContextTooLong."""
-    wanted = _wanted_tokens(request)
     prompts = _truncated(request, prompts, model.max_model_len)
     n = _within("n", request.n, 1, 1, limits.max_n)
     if request.best_of is not None and request.best_of != n:
         raise InvalidRequest(f"best_of must be as n is, {n}: nothing is generated to be dropped", param="best_of")
     _check_num_choices(len(prompts), n, limits)
-    max_tokens = tuple(_max_tokens(request, prompt.num_tokens, wanted, model.max_model_len) for prompt in prompts)
+    max_tokens = tuple(max_tokens_of(request, prompt.num_tokens, model.max_model_len) for prompt in prompts)
     return GenerationRequest(
         request_id=request_id,
         prompts=prompts,
@@ -384,10 +383,10 @@ def _wanted_tokens(request: ChatRequest | CompletionRequest) -> int | None:
     return COMPLETION_MAX_TOKENS if isinstance(request, CompletionRequest) else None
 
 
-def _max_tokens(
-    request: ChatRequest | CompletionRequest, num_prompt_tokens: int, wanted: int | None, max_model_len: int
-) -> int:
-    """What fits behind this prompt, or what was wanted. Raises ContextTooLong with both numbers, in OpenAI's words."""
+def max_tokens_of(request: ChatRequest | CompletionRequest, num_prompt_tokens: int, max_model_len: int) -> int:
+    """What was wanted, or all that fits behind this prompt. Raises InvalidRequest, and ContextTooLong with both numbers,
+    in OpenAI's words."""
+    wanted = _wanted_tokens(request)
     source = "messages" if isinstance(request, ChatRequest) else "prompt"
     room = max_model_len - num_prompt_tokens
     if num_prompt_tokens == 0:
