@@ -162,7 +162,7 @@ conformance: install
 	test -d $(SUITE) || { \
 		$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary jsonschema --dest .tools jsonschema==4.26.0 && \
 		tar xzf $(SUITE).tar.gz -C .tools; }
-	$(BIN)/python -m loadtests.conformance --suite $(SUITE)/json --out loadtests/results/conformance.md
+	$(BIN)/python -m loadtests.conformance --suite $(SUITE)/json --requests 2800 --out loadtests/results/conformance.md
 
 # A fleet in a network namespace of its own, cut off and back, behind HAProxy. As root.
 partition-test: install
