@@ -34,7 +34,7 @@ def frame(title: str, x: float, y: float, width: float, height: float) -> list[s
 
 
 def panel(title: str, series: Series, unit: str, x: float, y: float, width: float, height: float) -> list[str]:
-    """One framed chart from zero to the highest value."""
+    """One framed chart from zero to a round number above the highest value."""
     return [
         *frame(title, x, y, width, height),
         *_lines(series, unit, x + 52, y + 28, width - 62, height - 64),
@@ -47,7 +47,7 @@ def _lines(series: Series, unit: str, x: float, y: float, width: float, height: 
     if not points:
         return []
     start_s, end_s = min(at for at, _ in points), max(at for at, _ in points)
-    top = max(value for _, value in points) or 1.0
+    top = round_above(max(value for _, value in points))
     parts = []
     for share in (0.0, 0.5, 1.0):
         level = y + height * (1 - share)
@@ -77,15 +77,27 @@ def _legend(series: Series, x: float, y: float, width: float) -> list[str]:
     return [f'<text x="{x}" y="{y}" font-size="10" fill="{TEXT}">{"".join(names)}</text>']
 
 
+def round_above(value: float) -> float:
+    """The first of 1, 2, 4, 10 times a power of ten that is not below it, whose half is round too; 1 for nothing."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 2, 4, 10) if step * power >= value * (1 - 1e-9))
+
+
+SUFFIXES = {"bytes": "B", "Bps": "B/s", "reqps": "/s", "ops": "/s"}
+
+
 def shown(value: float, unit: str) -> str:
     """A value as people read it, in a unit of Grafana's."""
     if math.isnan(value):
         return "-"
     if unit == "percentunit":
-        return f"{value:.0%}"
+        return f"{value * 100:.3g}%"
     if unit == "s":
-        return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.3g} s"
-    for bound, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        return f"{value * 1e3:.3g} ms" if 0 < value < 1 else f"{value:.3g} s"
+    suffix = SUFFIXES.get(unit, "")
+    for bound, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= bound:
-            return f"{value / bound:.3g} {suffix}"
-    return f"{value:.3g}"
+            return f"{value / bound:.3g} {prefix}{suffix}"
+    return f"{value:.3g} {suffix}".rstrip()
