@@ -94,7 +94,7 @@ def _tls(rig: Rig) -> Found:
             except httpx.TransportError:
                 return False
 
-        is_served = until(answers, 60.0)
+        is_served = until(answers, 180.0)
     help_text = subprocess.run([sys.executable, "-m", "ops", "serve", "--help"], capture_output=True, text=True).stdout
     return graded(
         {"https": is_served, "client certificates": "--ssl-ca-certs" in help_text,

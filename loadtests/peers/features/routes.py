@@ -238,7 +238,7 @@ def _uds(rig: Rig) -> Found:
             except httpx.TransportError:
                 return False
 
-        assert until(is_up, 60.0)
+        assert until(is_up, 180.0)
         answer = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})
         return graded({"a completion over it": answer.status_code == 200})
     finally:
