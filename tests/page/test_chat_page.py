@@ -75,6 +75,21 @@ def test_stop_ends_an_answer_and_the_next_question_is_answered(browser: Any, tmp
         page.locator(".assistant").nth(1).locator(".figures").wait_for()
 
 
+def test_on_a_phone_the_settings_are_behind_a_button(browser: Any, tmp_path: Path) -> None:
+    with Fleet(tmp_path / "log", *FLAGS) as fleet, opened(browser, fleet) as page:
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert not page.is_visible("#max_tokens")
+
+        page.click("#more")
+        page.fill("#max_tokens", "3")
+        page.click("#more")
+        assert not page.is_visible("#max_tokens")
+        ask(page, "hello")
+
+        page.wait_for_selector(".assistant .figures")
+        assert page.inner_text(".assistant .figures").startswith("3 tokens")
+
+
 def test_with_a_key_nothing_works_until_it_is_entered(browser: Any, tmp_path: Path) -> None:
     with Fleet(tmp_path / "log", *FLAGS, "--api-key", "sk-right") as fleet, opened(browser, fleet) as page:
         page.wait_for_selector(".error")
