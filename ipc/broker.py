@@ -265,6 +265,8 @@ class Broker:
             self._admission.connect(hello.engine, hello.generation, hello.stream_ids)
             for slot in self._identity_of_slot:
                 self._send_to_worker(slot, Kind.ENGINE_READY, EngineReady(engine=hello.engine))
+            for slot in {slot_of(stream_id) for stream_id in hello.stream_ids} & self._generation_of_slot.keys():
+                self._abort_worker(slot, self._generation_of_slot[slot])  # died before this broker was there
         for stream_id in hello.stream_ids:
             self._unclaimed.pop(stream_id, None)
             if stream_id in self._given_up:  # too late: it goes on elsewhere, under another id

@@ -256,6 +256,20 @@ def test_a_new_broker_learns_who_is_there_and_reports_what_is_lost(rig: Rig) -> 
     assert rig.received(engine).message == Abort(stream_id=kept)
 
 
+def test_a_worker_that_died_with_the_broker_is_aborted_when_the_engine_says_what_it_still_runs(rig: Rig) -> None:
+    engine = rig.connect_engine(0)
+    orphan = rig.generate(1)
+    rig.received(engine)
+    rig.page.workers[0].mark_dead()
+
+    rig.restart_broker()
+    for _ in range(2):
+        rig.broker.turn()  # it looks at the fleet before it hears of the engine's streams
+    engine._running = lambda: [orphan]
+
+    assert rig.received(engine).message == AbortWorker(slot=0, generation=2)
+
+
 def test_what_an_engine_lost_is_resumed_in_another_even_when_that_one_is_full(rig: Rig) -> None:
     for index in (0, 1):
         rig.connect_engine(index)
