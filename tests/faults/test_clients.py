@@ -28,6 +28,15 @@ def fleet(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield fleet
 
 
+@pytest.fixture(scope="module")
+def impatient_fleet(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A client has a second for what it has to say."""
+    log_path = tmp_path_factory.mktemp("impatient") / "log"
+    flags = ("--engine", "sim", "--workers", "1", "--timeout-keep-alive-s", "1", "--sim-step-ms", "10")
+    with Fleet(log_path, str(model_folder), *flags) as fleet:
+        yield fleet
+
+
 def connect(fleet: Fleet) -> socket.socket:
     return socket.create_connection(("127.0.0.1", fleet.port), timeout=10)
 
@@ -109,7 +118,7 @@ def test_hundreds_of_idle_connections_cost_nobody_anything(fleet: Fleet) -> None
 
 
 @pytest.mark.parametrize("phase", ["first head", "later head", "body", "chunked body"])
-def test_a_client_that_never_finishes_what_it_says_is_cut_off(model_folder: Path, tmp_path: Path, phase: str) -> None:
+def test_a_client_that_never_finishes_what_it_says_is_cut_off(impatient_fleet: Fleet, phase: str) -> None:
     chunked = b"POST /v1/completions HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n"
     begin, more = {
         "first head": (b"GET /v1/models HTTP/1.1\r\nx-a: ", b"a"),
@@ -117,8 +126,7 @@ def test_a_client_that_never_finishes_what_it_says_is_cut_off(model_folder: Path
         "body": (HEAD % 1000, b" "),
         "chunked body": (chunked, b"1\r\n \r\n"),
     }[phase]
-    flags = ("--engine", "sim", "--workers", "1", "--timeout-keep-alive-s", "1")
-    with Fleet(tmp_path / "log", str(model_folder), *flags) as fleet, connect(fleet) as silent, connect(fleet) as loris:
+    with connect(impatient_fleet) as silent, connect(impatient_fleet) as loris:
         started_s = time.monotonic()
         loris.sendall(begin)
         loris.settimeout(0.1)
@@ -131,7 +139,7 @@ def test_a_client_that_never_finishes_what_it_says_is_cut_off(model_folder: Path
 
         silent.settimeout(5)
         assert silent.recv(100) == b""
-        assert time.monotonic() - started_s < 6 and serves(fleet)
+        assert time.monotonic() - started_s < 6 and serves(impatient_fleet)
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -153,11 +161,10 @@ def test_a_head_without_end_is_refused(fleet: Fleet, is_first: bool) -> None:
     assert serves(fleet)
 
 
-def test_a_pipelined_body_may_wait_as_long_as_the_answer_before_it(model_folder: Path, tmp_path: Path) -> None:
+def test_a_pipelined_body_may_wait_as_long_as_the_answer_before_it(impatient_fleet: Fleet) -> None:
     """Longer than the deadline: the server does not read meanwhile, and the client is not to blame."""
-    flags = ("--engine", "sim", "--workers", "1", "--timeout-keep-alive-s", "1", "--sim-step-ms", "10")
     first = json.dumps({"prompt": "hi", "max_tokens": 250, "ignore_eos": True, "stream": True}).encode()
-    with Fleet(tmp_path / "log", str(model_folder), *flags) as fleet, connect(fleet) as client:
+    with connect(impatient_fleet) as client:
         client.sendall(HEAD % len(first) + first + HEAD % len(REQUEST) + REQUEST[:5])
         received = b""
         client.settimeout(15)

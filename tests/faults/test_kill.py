@@ -28,12 +28,18 @@ class StreamOutcome:
     is_broken: bool = False
 
 
-@pytest.fixture
-def fleet(model_folder: Path, tmp_path: Path) -> Iterator[Fleet]:
-    with Fleet(
-        tmp_path / "log", str(model_folder), "--engine", "sim", "--workers", "2", "--sim-step-ms", "10", "--no-resume"
-    ) as fleet:
+@pytest.fixture(scope="module")
+def lasting_fleet(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    flags = ("--engine", "sim", "--workers", "2", "--sim-step-ms", "10", "--no-resume")
+    with Fleet(tmp_path_factory.mktemp("kill") / "log", str(model_folder), *flags) as fleet:
         yield fleet
+
+
+@pytest.fixture
+def fleet(lasting_fleet: Fleet) -> Fleet:
+    """Healed from the fault before."""
+    lasting_fleet.wait_until(lambda: len(lasting_fleet.pids("worker")) == 2 and lasting_fleet.is_ready(), 20)
+    return lasting_fleet
 
 
 async def stream_all(fleet: Fleet, outcomes: list[StreamOutcome], then: "asyncio.Task[None] | None" = None) -> None:
@@ -87,20 +93,6 @@ def stream_and_kill(fleet: Fleet, role: str) -> list[StreamOutcome]:
     return asyncio.run(run())
 
 
-def test_killed_worker_takes_only_its_own_streams_and_is_back_within_two_seconds(fleet: Fleet) -> None:
-    before = fleet.pids("worker")
-    assert len(before) == 2
-
-    outcomes = stream_and_kill(fleet, "worker 0")
-
-    broken = [outcome for outcome in outcomes if outcome.is_broken]
-    whole = [outcome for outcome in outcomes if not outcome.is_broken]
-    assert 0 < len(broken) < NUM_STREAMS
-    assert all(outcome.is_done and not outcome.errors and outcome.num_tokens == NUM_TOKENS for outcome in whole)
-    after = fleet.pids("worker")
-    assert len(after) == 2 and before[1] in after and before[0] not in after
-
-
 def test_killed_worker_is_respawned_within_two_seconds(fleet: Fleet) -> None:
     pid = fleet.pids("worker 0")[0]
 
@@ -111,6 +103,21 @@ def test_killed_worker_is_respawned_within_two_seconds(fleet: Fleet) -> None:
         return bool(pids) and pids[0] != pid and fleet.probe("/readyz") == 200
 
     assert fleet.wait_until(is_back, timeout_s=5) < 2.0
+
+
+def test_killed_worker_takes_only_its_own_streams_and_is_back_within_two_seconds(fleet: Fleet) -> None:
+    before = fleet.pids("worker")
+    assert len(before) == 2
+
+    outcomes = stream_and_kill(fleet, "worker 0")
+
+    broken = [outcome for outcome in outcomes if outcome.is_broken]
+    whole = [outcome for outcome in outcomes if not outcome.is_broken]
+    assert 0 < len(broken) < NUM_STREAMS
+    assert all(outcome.is_done and not outcome.errors and outcome.num_tokens == NUM_TOKENS for outcome in whole)
+    fleet.wait_until(lambda: len(fleet.pids("worker")) == 2, 10)
+    after = fleet.pids("worker")
+    assert before[1] in after and before[0] not in after
 
 
 def test_killed_engine_ends_each_stream_with_one_error_and_the_next_serves(fleet: Fleet) -> None:

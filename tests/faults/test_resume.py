@@ -20,10 +20,11 @@ QUICK_RESTARTS = ("--restart-backoff-max-s", "0.1")
 PROMPT_LOOKUP = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 3}
 
 
-@pytest.fixture
-def fleet(model_folder: Path, tmp_path: Path) -> Iterator[Fleet]:
+@pytest.fixture(scope="module")
+def fleet(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Every test waits for its own requests to the end, and so for the engine to be back."""
     flags = ("--engine", "sim", "--workers", "2", "--sim-step-ms", "10", *QUICK_RESTARTS)
-    with Fleet(tmp_path / "log", str(model_folder), *flags) as fleet:
+    with Fleet(tmp_path_factory.mktemp("resume") / "log", str(model_folder), *flags) as fleet:
         yield fleet
 
 
