@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check conformance kills ring-kills slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test oracle page-test clients ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check conformance kills ring-kills reload slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test oracle page-test clients ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test picker-test partition-test group-test image clean
 
 install: $(STAMP)
@@ -45,7 +45,7 @@ balance-test: install
 	{ test -x /usr/sbin/haproxy && test -x /usr/sbin/nginx; } || { \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy nginx-light; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[balancers]'
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -m ops tests/balancers/test_balancers.py
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -m ops -s tests/balancers/test_balancers.py tests/balancers/test_many_streams.py
 
 # The same behind Envoy with a picker of endpoints, as Gateway API's InferencePool has it.
 picker-test: install
@@ -87,6 +87,9 @@ kills: install
 
 ring-kills: install
 	RING_KILL_ROUNDS=5000 $(BIN)/python -m pytest -q tests/faults/test_ring_kill.py
+
+reload: install
+	RELOAD_STREAMS=300 $(BIN)/python -m pytest -q -s tests/faults/test_reload.py
 
 slow-readers: install
 	$(BIN)/python -m loadtests.chaos.slow_readers
