@@ -34,12 +34,13 @@ from ops.plan import BrokerPlan, EnginePlan, PreparePlan, ZygotePlan
 from ops.process_control import adopt_orphans
 from ops.resources import Resources, fds_of
 from ops.worker_set import CannotReplace, WorkerSet
-from ops.zygote_link import ZygoteLink, ZygoteLost
+from ops.zygote_link import ForkFailed, ZygoteLink, ZygoteLost, ZygoteSilent
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 0.5
 STOOD_STILL_S = 1.0  # a watch this late was not the fleet's fault: a frozen container, a suspended machine
+REFORK_S = 0.1
 START_TIMEOUT_S = 30.0  # of worker and broker, which load nothing
 STOP_GRACE_S = 5.0  # engines and broker, after the workers
 REPLACE_TIMEOUT_S = 60.0  # a new zygote has loaded, a new worker serves
@@ -222,6 +223,12 @@ class Supervisor:
                 except ZygoteLost:
                     if self._link is link:
                         self._has_link.clear()  # until its successor is started
+                except ZygoteSilent as error:
+                    if self._link is link:
+                        await self._zygotes[-1].abort(str(error))
+                except ForkFailed as error:
+                    logger.error("no worker was forked", extra={"slot": slot, "reason": str(error)})
+                    await asyncio.sleep(REFORK_S)
 
         return start
 

@@ -12,11 +12,21 @@ from collections.abc import Callable
 import msgspec
 
 from ipc.handles import WorkerHandles
-from ops.zygote_messages import MAX_MESSAGE_BYTES, Forked
+from ops.zygote_messages import LOADED, MAX_MESSAGE_BYTES, NOT_FORKED, Forked
+
+FORK_TIMEOUT_S = 20.0
 
 
 class ZygoteLost(Exception):
     """The zygote ended before it answered."""
+
+
+class ForkFailed(Exception):
+    """The zygote lives, and no worker came of the command."""
+
+
+class ZygoteSilent(Exception):
+    """It does not answer in time."""
 
 
 class ZygoteLink:
@@ -29,19 +39,24 @@ class ZygoteLink:
         self._loop = asyncio.get_running_loop()
         self._has_loaded: asyncio.Future[None] = self._loop.create_future()
         self._answer: asyncio.Future[Forked] | None = None
+        self._asked = (-1, 0)  # slot and generation
         self._turn = asyncio.Lock()  # one command at a time: the socket's buffer never fills
         self._loop.add_reader(self._socket.fileno(), self._on_message)
 
     async def fork(self, handles: WorkerHandles) -> int:
-        """Pid of a new worker, once the zygote has loaded. Raises ZygoteLost."""
+        """Pid of a new worker, once the zygote has loaded. Raises ZygoteLost, ForkFailed, ZygoteSilent."""
         async with self._turn:
             await asyncio.shield(self._has_loaded)
             self._answer = self._loop.create_future()
+            self._asked = handles.slot, handles.generation
             try:
                 self._socket.send(msgspec.msgpack.encode(handles))
             except OSError:  # closed here or at the other end
                 raise ZygoteLost from None
-            return (await self._answer).pid
+            try:
+                return (await asyncio.wait_for(self._answer, FORK_TIMEOUT_S)).pid
+            except TimeoutError:
+                raise ZygoteSilent(f"no worker within {FORK_TIMEOUT_S:g} s") from None
 
     def _on_message(self) -> None:
         try:
@@ -52,10 +67,14 @@ class ZygoteLink:
             self._end()
             return
         message = msgspec.msgpack.decode(encoded, type=Forked)
-        if message.pid == 0:
+        if message.pid == LOADED:
             self._has_loaded.set_result(None)
             self._on_loaded()
-        elif self._answer is not None and not self._answer.done():
+        elif self._answer is None or self._answer.done() or (message.slot, message.generation) != self._asked:
+            return  # nobody waits for it any more
+        elif message.pid == NOT_FORKED:
+            self._answer.set_exception(ForkFailed("the process in between has failed"))
+        else:
             self._answer.set_result(message)
 
     def _end(self) -> None:

@@ -6,8 +6,13 @@ from msgspec import Struct
 MAX_MESSAGE_BYTES = 1 << 16
 
 
+LOADED = 0  # instead of a pid, in the first message of a zygote
+NOT_FORKED = -1  # instead of a pid: the process in between failed, or was killed
+
+
 class Forked(Struct, frozen=True):
-    """The answer to one command; the first message of a zygote has pid 0 and means "loaded"."""
+    """The answer to one command."""
 
     slot: int
+    generation: int
     pid: int

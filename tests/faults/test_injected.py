@@ -2,6 +2,8 @@
 worker that raises again and again, one that spins."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from loadtests.chaos.client import Seen, complete
+from loadtests.processes import descendants
 from tests.faults.injected.sitecustomize import RAISES_SEED, SPINS_SEED, STORM_SEED
 from tests.integration.fleet import Fleet
 
@@ -107,6 +110,20 @@ def test_an_engine_that_hangs_inside_a_step_is_replaced_and_its_streams_go_on(sp
     assert 'process is stuck child="engine 0"' in fleet.log and "launch_or_hang" in fleet.log, (
         "the traceback says where"
     )
+
+
+def test_a_worker_of_which_the_supervisor_never_heard_leaves_and_another_one_is_forked(spoiled: SpoiledFleet) -> None:
+    fleet = spoiled.fleet
+    num_processes = len(descendants(fleet.process.pid))
+    (spoiled.faults / "killed_between").touch()
+
+    os.kill(fleet.pids("worker 0")[0], signal.SIGKILL)
+
+    fleet.wait_until(lambda: not (spoiled.faults / "killed_between").exists(), 10)
+    fleet.wait_until(lambda: len(fleet.pids("worker")) == 2 and fleet.is_ready(), 10)
+    assert "no worker was forked" in fleet.log
+    fleet.wait_until(lambda: len(descendants(fleet.process.pid)) == num_processes, 10)
+    assert asyncio.run(complete(fleet.port, STORY, Seen())).ending == "finished"
 
 
 def test_a_worker_that_never_returns_to_its_loop_is_aborted_with_its_traceback_and_replaced(

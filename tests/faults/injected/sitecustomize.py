@@ -6,9 +6,11 @@ folder; a request asks for a fault by its seed, or a test by a file in $INJECTED
     seed 6603                     the worker that takes it raises
     file lost_device              the engine's next pass raises what torch raises when CUDA is lost; the file is gone then
     file hung_step                the sim engine's next pass never ends; the file is gone then
+    file killed_between           the process that forks the next worker dies before it can tell; the file is gone then
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -49,10 +51,18 @@ def spoil_engine(folder: Path) -> None:
     Sampler._penalize = penalize_or_raise  # type: ignore[assignment, method-assign]
 
 
-def spoil_worker() -> None:
+def spoil_worker(folder: Path) -> None:
     from apiserver import generation
+    from ops import zygote
 
-    submit = generation.submit
+    submit, answer = generation.submit, zygote._answer
+
+    def answer_or_die(command: Any, handles: Any, pid: int) -> None:
+        killed = folder / "killed_between"
+        if pid > 0 and killed.exists():
+            killed.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer(command, handles, pid)
 
     def submit_or_spin(request: Any, *arguments: Any) -> None:
         while request.sampling.seed == SPINS_SEED:
@@ -62,10 +72,11 @@ def spoil_worker() -> None:
         submit(request, *arguments)
 
     generation.submit = submit_or_spin  # type: ignore[assignment]
+    zygote._answer = answer_or_die
 
 
 if "INJECTED_FAULTS" in os.environ:
     if "engine" in sys.orig_argv:
         spoil_engine(Path(os.environ["INJECTED_FAULTS"]))
     elif "zygote" in sys.orig_argv:
-        spoil_worker()
+        spoil_worker(Path(os.environ["INJECTED_FAULTS"]))

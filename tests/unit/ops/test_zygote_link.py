@@ -7,10 +7,10 @@ import msgspec
 import pytest
 
 from ipc.handles import WorkerHandles
-from ops.zygote_link import ZygoteLink, ZygoteLost
-from ops.zygote_messages import MAX_MESSAGE_BYTES, Forked
+from ops.zygote_link import ForkFailed, ZygoteLink, ZygoteLost, ZygoteSilent
+from ops.zygote_messages import LOADED, MAX_MESSAGE_BYTES, NOT_FORKED, Forked
 
-LOADED = Forked(slot=-1, pid=0)
+HAS_LOADED = Forked(slot=-1, generation=0, pid=LOADED)
 
 
 class FakeZygote:
@@ -53,12 +53,12 @@ def test_workers_are_asked_for_one_at_a_time_and_only_once_the_zygote_has_loaded
         with pytest.raises(BlockingIOError):
             zygote.socket.recv(MAX_MESSAGE_BYTES)
 
-        zygote.send(LOADED)
+        zygote.send(HAS_LOADED)
         for slot in range(3):
             assert await zygote.next_slot() == slot
             with pytest.raises(BlockingIOError):
                 zygote.socket.recv(MAX_MESSAGE_BYTES)
-            zygote.send(Forked(slot=slot, pid=100 + slot))
+            zygote.send(Forked(slot=slot, generation=1, pid=100 + slot))
 
         assert await asyncio.gather(*forks) == [100, 101, 102]
         zygote.die()
@@ -75,7 +75,7 @@ def test_everybody_who_waits_hears_of_the_zygotes_death(has_loaded: bool) -> Non
         zygote = FakeZygote(link)
         forks = [asyncio.create_task(link.fork(handles(slot))) for slot in range(3)]
         if has_loaded:
-            zygote.send(LOADED)
+            zygote.send(HAS_LOADED)
             await zygote.next_slot()
 
         zygote.die()
@@ -94,12 +94,50 @@ def test_a_worker_that_the_dying_zygote_did_fork_is_known() -> None:
         link = ZygoteLink(on_loaded=lambda: None)
         zygote = FakeZygote(link)
         fork = asyncio.create_task(link.fork(handles(0)))
-        zygote.send(LOADED)
+        zygote.send(HAS_LOADED)
         await zygote.next_slot()
 
-        zygote.send(Forked(slot=0, pid=77))
+        zygote.send(Forked(slot=0, generation=1, pid=77))
         zygote.die()
 
         assert await fork == 77
+
+    run(scenario)
+
+
+def test_a_fork_that_came_to_nothing_is_told_and_the_next_one_is_not_mistaken_for_it() -> None:
+    async def scenario() -> None:
+        link = ZygoteLink(on_loaded=lambda: None)
+        zygote = FakeZygote(link)
+        zygote.send(HAS_LOADED)
+        failing = asyncio.create_task(link.fork(handles(0)))
+        await zygote.next_slot()
+
+        zygote.send(Forked(slot=0, generation=1, pid=NOT_FORKED))
+
+        with pytest.raises(ForkFailed):
+            await failing
+        next_one = asyncio.create_task(link.fork(handles(1)))
+        await zygote.next_slot()
+        zygote.send(Forked(slot=0, generation=1, pid=NOT_FORKED))  # killed between its answer and its end
+        zygote.send(Forked(slot=1, generation=1, pid=78))
+        assert await next_one == 78
+        zygote.die()
+
+    run(scenario)
+
+
+def test_a_zygote_that_does_not_answer_keeps_nobody_waiting_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ops.zygote_link.FORK_TIMEOUT_S", 0.02)
+
+    async def scenario() -> None:
+        link = ZygoteLink(on_loaded=lambda: None)
+        zygote = FakeZygote(link)
+        zygote.send(HAS_LOADED)
+
+        for slot in range(2):
+            with pytest.raises(ZygoteSilent):
+                await link.fork(handles(slot))
+        zygote.die()
 
     run(scenario)
