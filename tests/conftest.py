@@ -13,6 +13,12 @@ VLLM_START_TIMEOUT_S = 600.0  # its imports alone take half a minute of a core
 VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 
+def pytest_configure() -> None:
+    """Before torch is loaded, here and in the fleets: its threads sleep between two operators. Spinning, they take the cores
+    from the processes that they wait for, and the tests of the real engine take three times the CPU."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--vllm-python", help="interpreter with vLLM: the tests of the real model are of the engine vllm")
     parser.addoption("--forbid-skips", action="store_true", help="a skipped test fails, but for those of GPUs")
