@@ -54,7 +54,7 @@ class Fleet:
     def __enter__(self) -> "Fleet":
         self._start()
         try:
-            self.wait_until(self.is_ready, self._start_timeout_s)
+            self.wait_until(lambda: self.is_ready() and self._has_all_workers(), self._start_timeout_s)
         except BaseException:
             self.kill()
             raise
@@ -82,6 +82,12 @@ class Fleet:
     def is_ready(self) -> bool:
         assert self.process.poll() is None, f"the fleet ended with {self.process.returncode}:\n{self.log[-3000:]}"
         return self.probe("/readyz") == 200
+
+    def _has_all_workers(self) -> bool:
+        """One is enough for the fleet to be ready."""
+        wanted = int(self._command[self._command.index("--workers") + 1]) if "--workers" in self._command else 1
+        with urllib.request.urlopen(self.ops_url + "/readyz", timeout=5) as response:
+            return int(json.load(response)["workers_ready"]) >= wanted
 
     def probe(self, path: str) -> int:
         """Status of a probe on the ops port; 0 when nobody answers."""
