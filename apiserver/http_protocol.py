@@ -2,9 +2,9 @@
 
 An ASGI message per token costs a coroutine step, a dict and several checks. Here a response may take a StreamWriter out
 of `scope["extensions"]["tokenfleet.stream_writer"]`. It sends its headers the ordinary way; then pieces of the body go
-straight to the transport, framed as HTTP chunks; the end goes back through ASGI (`http.response.body` without
-`more_body`), so keep-alive, pipelining and the next request stay uvicorn's business. uvicorn touches the connection of an
-unfinished response nowhere else, and asyncio's transport keeps the order of all writes.
+straight to the socket, framed as HTTP chunks, and to the transport as soon as anything waits there; the end goes back
+through ASGI (`http.response.body` without `more_body`), so keep-alive, pipelining and the next request stay uvicorn's
+business. uvicorn touches the connection of an unfinished response nowhere else, and nothing is written past what waits.
 
 A worker that leaves answers once more to whoever has connected: the request of a new client, or what a connection that
 was idle has just been sent, is on its way, and closing on it would lose it.
