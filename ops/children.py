@@ -118,6 +118,10 @@ class Child:
         self.pid = None
         if self.cell is not None:
             self.cell.mark_dead()
+            if self._is_stopping:
+                self.cell.state = (
+                    State.EMPTY
+                )  # nobody is missing here, also if it was killed before it could say that it leaves
         if self._metrics is not None:
             clear_gauges(self._metrics)
         if not self._is_stopping and exit.code != exit_codes.CANNOT_BOOT:

@@ -66,6 +66,22 @@ def test_gauges_of_a_dead_process_are_cleared_and_its_counters_stay(cell: Cell) 
     }
 
 
+def test_who_was_told_to_leave_leaves_a_vacant_place_even_if_it_had_to_be_killed(cell: Cell) -> None:
+    child = Child("worker 0", cell, spawner("import signal; signal.pause()", cell), max_backoff_s=0.01)
+
+    async def stop_the_deaf() -> None:
+        keeper = asyncio.create_task(child.keep())
+        while child.pid is None:
+            await asyncio.sleep(0.01)
+        assert cell.state == State.READY
+        child.stop(signal.SIGKILL)
+        await keeper
+
+    asyncio.run(asyncio.wait_for(stop_the_deaf(), 20))
+
+    assert cell.is_vacant
+
+
 def test_exit_code_3_is_not_retried(cell: Cell) -> None:
     pids: list[int] = []
     child = Child("engine 0", cell, spawner("raise SystemExit(3)", pids=pids), max_backoff_s=0.01)
