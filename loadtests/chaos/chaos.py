@@ -29,6 +29,7 @@ from loadtests.report import machine, table
 
 FLAGS = (
     "--sim-step-ms", "10", "--restart-backoff-max-s", "0.2", "--heartbeat-timeout-s", "2", "--engine-step-timeout-s", "2",
+    "--engine-start-timeout-s", "15",
     "--log-level", "warning",
 )  # fmt: skip
 NUM_PROMPTS = 40
