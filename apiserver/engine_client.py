@@ -1,8 +1,7 @@
 """The worker's one door to the engines: requests out over the broker, tokens back out of the rings.
 
-Per engine step: the doorbell wakes the loop once, each record becomes Python ints in one call, each token costs one
-dictionary look-up and one append, and each stream that got something is flushed once. No task, no queue, no message per
-token. A wake-up that finds a long backlog handles a bounded part and comes back after the other connections had a turn.
+Per engine step: the doorbell wakes the loop once, each record becomes Python ints in one call, and each token takes the lane
+of its stream (apiserver.hot_path) or goes through its sink. No task, no queue, no message per token. A wake-up that finds a long backlog handles a bounded part and comes back after the other connections had a turn.
 
 With a journal a stream outlives its engine: it is parked when the broker says that the engine is lost, and goes on, under
 another number, when the broker says that one is ready.
@@ -13,11 +12,22 @@ import logging
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 from apiserver.hot_path import HotPath
 from apiserver.journal import Journal
+from apiserver.sink import (
+    ABORTED,
+    CRASHED,
+    ENGINE_LOST,
+    RING_CORRUPT,
+    EmbeddingSink,
+    PromptSink,
+    Sink,
+    StreamError,
+    failure_of,
+    refusal_of,
+)
 from ipc.block_hash import HASH_BYTES, chain
 from ipc.doorbell import Doorbell
 from ipc.errors import RingCorrupt
@@ -44,9 +54,7 @@ from ipc.record import (
     FINISH_WORDS,
     HEADER_WORDS,
     NO_STOP_TOKEN,
-    Embedding,
     Failure,
-    FailureCode,
     Finish,
     Scored,
     unpack_record,
@@ -57,62 +65,6 @@ logger = logging.getLogger(__name__)
 
 RECORDS_PER_WAKE_UP = 64
 AFFINITY_BLOCKS = 4  # prompts that share this many first blocks like the same engine
-
-
-@dataclass(frozen=True)
-class StreamError:
-    """Why a stream will give nothing more."""
-
-    reason: str  # metric label
-    message: str
-    retry_after_s: int | None = None  # set when nothing was done, or all of it was lost: it may be sent again
-
-
-class Sink(Protocol):
-    """Where one stream's output goes. Called from the event loop; must not block or raise."""
-
-    tokens: "list[int] | array[int]"
-    """Token ids not yet flushed; the client appends, the sink takes."""
-    scores: list[Scored]
-    """Of a stream that asked for logprobs: one per token, in order, and one for a stop id, before the token is flushed."""
-    stream_id: StreamId | None
-    """What `submit` returned; the client changes it when the stream goes on in another engine."""
-    submitted_s: float
-    """CLOCK_MONOTONIC."""
-    attachment: bytes | None
-    """JSON that the engine gives back beside the output; the client sets it before the finish."""
-
-    def take(self, token: int, now_s: float) -> None:
-        """One token, the only one of this wake-up, to be used at once."""
-        ...
-
-    def flush(self, now_s: float) -> None:
-        """`tokens` has grown: once per wake-up."""
-        ...
-
-    def finish(self, finish: Finish) -> None:
-        """The engine has ended the stream; its last tokens are in `tokens`."""
-        ...
-
-    def fail(self, error: StreamError) -> None:
-        """Instead of finish."""
-        ...
-
-
-class EmbeddingSink(Sink, Protocol):
-    """Of a stream that was submitted with a pooling."""
-
-    def take_embedding(self, piece: Embedding) -> None:
-        """The vector, or a piece of it; before the finish."""
-        ...
-
-
-class PromptSink(Sink, Protocol):
-    """Of a stream whose prompt is scored."""
-
-    def take_prompt_score(self, scored: Scored) -> None:
-        """In order, before any output; again from the beginning where the prompt had to be computed again."""
-        ...
 
 
 class Broker(Protocol):
@@ -296,7 +248,7 @@ class EngineClient:
         if self._journal is not None and self._journal.has_moved(number):
             self._lose([number], ENGINE_LOST)  # its next engine is gone already: another will be ready
         else:
-            self._fail(number, _refusal(rejected))
+            self._fail(number, refusal_of(rejected))
 
     def _lose(self, numbers: list[int], error: StreamError) -> None:
         """Nothing more comes for these streams as they are."""
@@ -462,7 +414,7 @@ class EngineClient:
 
     def _end(self, end: Finish | Failure) -> None:
         if isinstance(end, Failure):
-            self._fail(end.stream, _failure(end))
+            self._fail(end.stream, failure_of(end))
             return
         sink = self._take_sink(end.stream)
         if sink is not None:
@@ -508,12 +460,6 @@ class EngineClient:
         self._resume_parked()
 
 
-ENGINE_LOST = StreamError("engine_lost", "the engine that served this request was lost", retry_after_s=5)
-RING_CORRUPT = StreamError("ring_corrupt", "the token stream was damaged on its way")
-ABORTED = StreamError("aborted", "the request was aborted by an operator")
-CRASHED = StreamError("crashed", "internal error")
-
-
 def _tell_failure(sink: Sink, error: StreamError) -> None:
     try:
         sink.fail(error)
@@ -530,26 +476,3 @@ def _prefix_key(block_hashes: bytes) -> int:
     """64 bits of the chained hash of the first blocks; 0 when the prompt fills none."""
     end = min(len(block_hashes), AFFINITY_BLOCKS * HASH_BYTES)
     return int.from_bytes(block_hashes[end - 8 : end], "little") if end else 0
-
-
-def _refusal(rejected: Rejected) -> StreamError:
-    texts = {
-        "no_engine": "no engine is ready to serve requests",
-        "max_num_queued_reqs": "too many requests are waiting",
-        "max_num_queued_tokens": "too many prompt tokens are waiting",
-        "deadline": "the requests before this one would take it past its deadline",
-        "key_share": "this key has its share of requests waiting already",
-    }
-    message = texts.get(rejected.reason, "the request was refused")
-    return StreamError(rejected.reason, message, retry_after_s=rejected.retry_after_s)
-
-
-def _failure(failure: Failure) -> StreamError:
-    reasons = {
-        FailureCode.DEADLINE: ("deadline", 1),
-        FailureCode.TOO_LONG: ("too_long", None),
-        FailureCode.OVERFLOW: ("overflow", 1),
-        FailureCode.GRAMMAR: ("grammar", None),
-    }
-    reason, retry_after_s = reasons.get(FailureCode(failure.code), ("engine_error", None))
-    return StreamError(reason, failure.message, retry_after_s)

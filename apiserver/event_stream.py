@@ -17,12 +17,13 @@ from starlette.types import Receive, Scope, Send
 
 from apiserver import generation
 from apiserver.asgi_writer import AsgiWriter
-from apiserver.engine_client import EngineClient, StreamError
+from apiserver.engine_client import EngineClient
 from apiserver.errors import ApiError
 from apiserver.generation import Choice, CollectedChoice, EmbeddedChoice, GenerationRequest, Usage
 from apiserver.hot_path import Lane, duplicate_or_none
 from apiserver.http_protocol import ConnectionListener, stream_writer_of
 from apiserver.metrics import WorkerMetrics
+from apiserver.sink import StreamError
 from apiserver.text_stream import TextStream
 from apiserver.token_table import escape
 from ipc.messages import number_of

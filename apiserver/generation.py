@@ -12,10 +12,11 @@ from typing import Any
 from msgspec import Struct, structs
 
 from apiserver.answer_details import AnswerDetails
-from apiserver.engine_client import EngineClient, StreamError
+from apiserver.engine_client import EngineClient
 from apiserver.errors import ApiError, GenerationFailed, InvalidRequest, Overloaded, QuotaExceeded
 from apiserver.metrics import WorkerMetrics
 from apiserver.parsed_text import OutputFormat, ParsedText
+from apiserver.sink import StreamError
 from apiserver.text_stream import TextStream
 from ipc.messages import NO_LOGPROBS, Pooling, SamplingParams, StreamId, VllmExtras
 from ipc.record import NO_STOP_TOKEN, Embedding, Finish, FinishCode, Scored

@@ -10,10 +10,11 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from apiserver.engine_client import EngineClient, StreamError
+from apiserver.engine_client import EngineClient
 from apiserver.http_protocol import FleetHttpProtocol
 from apiserver.journal import Journal
 from apiserver.metrics import WorkerMetrics
+from apiserver.sink import StreamError
 from apiserver.token_table import TokenTable
 from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition

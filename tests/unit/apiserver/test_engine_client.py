@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from apiserver.engine_client import RECORDS_PER_WAKE_UP, EngineClient, StreamError
+from apiserver.engine_client import RECORDS_PER_WAKE_UP, EngineClient
+from apiserver.sink import StreamError
 from ipc.messages import (
     Abort,
     EngineLost,

@@ -4,8 +4,9 @@ from array import array
 
 import pytest
 
-from apiserver.engine_client import RECORDS_PER_WAKE_UP, StreamError
+from apiserver.engine_client import RECORDS_PER_WAKE_UP
 from apiserver.journal import MAX_FRUITLESS, Journal
+from apiserver.sink import StreamError
 from ipc.messages import (
     Abort,
     EngineLost,
