@@ -1,7 +1,8 @@
 """The worker's one door to the engines: requests out over the broker, tokens back out of the rings.
 
 Per engine step: the doorbell wakes the loop once, each record becomes Python ints in one call, and each token takes the lane
-of its stream (apiserver.hot_path) or goes through its sink. No task, no queue, no message per token. A wake-up that finds a long backlog handles a bounded part and comes back after the other connections had a turn.
+of its stream (apiserver.hot_path) or goes through its sink. No task, no queue, no message per token. A wake-up that finds a
+long backlog handles a bounded part and comes back after the other connections had a turn.
 
 With a journal a stream outlives its engine: it is parked when the broker says that the engine is lost, and goes on, under
 another number, when the broker says that one is ready.
