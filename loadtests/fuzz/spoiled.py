@@ -50,6 +50,9 @@ VALID: tuple[Request, ...] = (
     Request("POST", "/v1/chat/completions", {**_CHAT, "max_tokens": 8, "stream": True, "n": 2, "stop": ["x", "yz"]}),
     Request("POST", "/v1/chat/completions", {**_CHAT, "max_tokens": 4, "logprobs": True, "top_logprobs": 2}),
     Request("POST", "/v1/chat/completions", {**_CHAT, "max_tokens": 4, "tools": [_TOOL], "tool_choice": "none"}),
+    Request(
+        "POST", "/v1/chat/completions/batch", {"messages": [_CHAT["messages"]] * 2, "max_tokens": 4, "logprobs": True}
+    ),
     Request("POST", "/v1/completions", {"prompt": ["a", "b c"], "max_tokens": 8, "logit_bias": {"7": 1.5}}),
     Request(
         "POST",
