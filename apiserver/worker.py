@@ -197,6 +197,7 @@ class Heart:
         services.metrics.on_beat(
             len(state.connections), client.num_streams, client.oldest_age_s, services.preloaded.tokenizer.cache_stats()
         )
+        client.drain()  # an engine may have died between its record and the doorbell
         client.exchange()
         services.keyring.reload()
         self._cell.has_work = client.num_streams > 0

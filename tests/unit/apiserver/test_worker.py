@@ -57,9 +57,10 @@ class Fleet:
             broker_endpoint=f"ipc://{folder}/broker",
         )
 
-    def publish(self, *sections: object, **more: object) -> None:
+    def publish(self, *sections: object, rings: bool = True, **more: object) -> None:
         assert self._ring.try_publish(pack_record(*sections, **more), 1)  # type: ignore[arg-type]  # passed on
-        self._bell.ring()
+        if rings:
+            self._bell.ring()
 
     def serve(self, client: Callable[[], Coroutine[None, None, None]], *, drain_timeout_s: float = 5) -> None:
         """Run the worker on this process's main loop, and the client beside it, until both have ended."""
@@ -136,6 +137,21 @@ def test_sigterm_refuses_new_connections_and_finishes_running_streams(fleet: Fle
 
     assert b"data: [DONE]" in answers[0]
     assert answers[0].endswith(b"\r\n0\r\n\r\n"), "the body is whole"
+
+
+def test_a_record_whose_doorbell_nobody_rang_is_read_with_the_next_beat(fleet: Fleet) -> None:
+    async def client() -> None:
+        await fleet.is_ready()
+        reader, writer = await fleet.start_stream()
+
+        fleet.publish([1], [21], rings=False)
+        fleet.publish(finishes=[finish(1)], rings=False)
+        await reader.readuntil(b"data: [DONE]")
+
+        writer.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    fleet.serve(client)
 
 
 def test_what_outlives_the_drain_is_told_why_it_ends(fleet: Fleet) -> None:
