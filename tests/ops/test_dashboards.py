@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
 
@@ -11,11 +12,11 @@ from loadtests.background_load import BackgroundLoad
 from loadtests.prometheus import Prometheus
 from ops.monitoring.__main__ import OPS
 from tests.integration.fleet import Fleet
+from tests.ops import vllm_dashboards
 
 pytestmark = pytest.mark.ops
 
 FLAGS = ("--engine", "sim", "--engines", "2", "--workers", "2", "--sim-step-ms", "5", "--max-num-seqs", "8")
-LOADED_S = 15.0
 DEADLINE_S = 60.0
 
 
@@ -26,53 +27,31 @@ def panel_queries() -> Iterator[tuple[str, str]]:
                 yield f"{path.stem}: {panel['title']}: {target['refId']}", target["expr"]
 
 
-VLLM_HISTOGRAMS = (
-    "e2e_request_latency_seconds", "inter_token_latency_seconds", "time_to_first_token_seconds",
-    "request_time_per_output_token_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
-    "request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens",
-    "request_max_num_generation_tokens",
-)  # fmt: skip
-
-
 def vllm_queries() -> Iterator[tuple[str, str]]:
-    """What vLLM's own dashboards ask for (examples/observability of vllm-project/vllm: prometheus_grafana/grafana.json and
-    dashboards/grafana), in each of their forms: quantiles, means, heat maps, rates, increases, gauges by model."""
-    model = 'model_name="$model_name"'
-    for name in VLLM_HISTOGRAMS:
-        rate = f"sum by(le) (rate(vllm:{name}_bucket{{{model}}}[$__rate_interval]))"
-        for quantile in (0.5, 0.9, 0.95, 0.99):
-            yield f"{name} p{quantile}", f"histogram_quantile({quantile}, {rate})"
-        parts = [f"rate(vllm:{name}_{part}{{{model}}}[$__rate_interval])" for part in ("sum", "count")]
-        yield f"{name} mean", " / ".join(parts)
-        yield f"{name} heat map", f"sum by(le) (increase(vllm:{name}_bucket{{{model}}}[$__rate_interval]))"
-    for name in ("prompt_tokens_total", "generation_tokens_total"):
-        yield name, f"rate(vllm:{name}{{{model}}}[$__rate_interval])"
-    reasons = f"increase(vllm:request_success_total{{{model}}}[$__rate_interval])"
-    yield "request_success_total", f"sum by(finished_reason) ({reasons})"
-    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
-        yield name, f"vllm:{name}{{{model}}}"
-    hits, queries = (f"sum(rate(vllm:prefix_cache_{part}_total[$__rate_interval]))" for part in ("hits", "queries"))
-    yield "prefix cache hit rate", f"{hits} / {queries}"
-    yield "cache_config_info", 'vllm:cache_config_info{block_size!="",num_gpu_blocks!=""}'
+    for file, queries in vllm_dashboards.queries().items():
+        for expr in sorted(queries):
+            yield f"vLLM's {file}: {expr}", expr
 
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Has watched a fleet serve for LOADED_S, and goes on watching."""
+    """Watches a fleet serve. A rate needs two samples: the first query waits for them."""
     folder = tmp_path_factory.mktemp("prometheus")
     with (
         Fleet(folder / "fleet.log", *FLAGS) as fleet,
         Prometheus(folder / "data", [fleet.ops_port]) as prometheus,
         BackgroundLoad(fleet.port),
     ):
-        time.sleep(LOADED_S)  # rates need samples over time: there is no condition to wait for
+        fleet.wait_until(lambda: bool(prometheus.query("vllm:num_requests_running")), 20)
         yield prometheus
 
 
 def has_data(prometheus: Prometheus, expr: str) -> bool:
     """Numbers, not NaN, which a quotient of nothing is."""
     model = prometheus.query("vllm:num_requests_running")[0]["metric"]["model_name"]
-    filled = expr.replace("$__rate_interval", "10s").replace("$instance", ".*").replace("$model_name", model)
+    values = {"instance": ".*", "model_name": model, "Deployment_id": model, "__range": "30s"}
+    values |= {"__rate_interval": "10s", "__interval": "10s"}
+    filled = re.sub(r"\$(\w+)", lambda name: values[name[1]], expr)
     series = prometheus.query(filled)
     return bool(series) and any(math.isfinite(float(one["value"][1])) for one in series)
 
@@ -83,7 +62,13 @@ def test_query_has_data(prometheus: Prometheus, name: str, expr: str) -> None:
 
     while not has_data(prometheus, expr):
         assert time.monotonic() < deadline_s, f"no data: {expr}"
-        time.sleep(1)
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("metric", ["vllm:request_success_total", "vllm:generation_tokens_total"])
+def test_vllms_dashboards_offer_the_model(prometheus: Prometheus, metric: str) -> None:
+    """Their variables are `label_values(METRIC, model_name)`."""
+    assert {one["metric"]["model_name"] for one in prometheus.query(metric)} == {"SmolLM2-135M-Instruct"}
 
 
 def test_a_scraper_that_prefers_openmetrics_gets_names_with_their_colon(prometheus: Prometheus) -> None:
