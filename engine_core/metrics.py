@@ -86,7 +86,7 @@ class EngineMetrics:
             ]
         if engine == 0:  # one series of it, too: engines of a fleet are alike
             facts = {"block_size": str(block_size), "num_gpu_blocks": str(num_blocks)}
-            writer.gauge("vllm:cache_config_info", **fleet, **facts).set(1.0)
+            writer.gauge("vllm:cache_config_info", engine="0", **facts).set(1.0)  # of no model, as vLLM's
 
     def on_step(self, num_tokens: int, duration_s: float) -> None:
         """One forward pass and what it took with everything around it."""

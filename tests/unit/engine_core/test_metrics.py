@@ -25,7 +25,7 @@ def test_a_scrape_shows_vllm_names_with_model_and_engine() -> None:
         f"vllm:iteration_tokens_total_sum{{{labels}}} 12.0",
         f"tokenfleet:engine_step_seconds_count{{{labels}}} 1.0",
         f"tokenfleet:ring_full_waits_total{{{labels}}} 3.0",
-        f'vllm:cache_config_info{{block_size="16",{labels},num_gpu_blocks="40"}} 1.0',
+        'vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="40"} 1.0',
     } <= lines, "\n".join(sorted(lines))
 
 
