@@ -11,8 +11,9 @@ from msgspec import Struct
 
 from ops.monitoring.objectives import ITL, TTFT, Objective
 
-FLEET = "job, instance"  # labels every alert keeps: one fleet is one instance of a job
-OF_TEST = {"job": "tokenfleet", "instance": "a:8001"}
+SERVICE = "job, namespace"  # what clients see: all fleets of a job
+FLEET = "job, namespace, pod, instance"  # one of them; outside a cluster there is neither namespace nor pod
+OF_TEST = {"job": "tokenfleet", "namespace": "chat", "pod": "chat-0", "instance": "a:8001"}
 
 
 class Series(Struct, frozen=True):
@@ -40,7 +41,7 @@ class Alert(Struct, frozen=True, kw_only=True):
     quiet: tuple[Series, ...]
     at: str = "30m"
     labels: dict[str, str] = {}  # further ones that the firing alert has
-    has_fleet: bool = True  # whether it keeps the labels of FLEET
+    keeps: str = FLEET  # labels of the series that the alert has
 
     def rule(self) -> dict[str, Any]:
         return {
@@ -61,9 +62,9 @@ class Alert(Struct, frozen=True, kw_only=True):
 
     def tests(self) -> Iterator[dict[str, Any]]:
         """Two of promtool's: one in which it fires, with every label and text, one in which it does not."""
-        fleet = OF_TEST if self.has_fleet else {}
+        kept = {name: text for name, text in OF_TEST.items() if name in self.keeps.split(", ")}
         firing = {
-            "exp_labels": {**fleet, **self.labels, "severity": self.severity},
+            "exp_labels": {**kept, **self.labels, "severity": self.severity},
             "exp_annotations": self.annotations,
         }
         for series, expected in ((self.fires, [firing]), (self.quiet, [])):
@@ -78,7 +79,7 @@ def _burn(objective: Objective, severity: Literal["page", "ticket"]) -> Alert:
     """Two windows and a factor each (Google's SRE workbook, chapter 5): the long one says that it matters, the short one
     that it still goes on."""
     factor, long, short = (14.4, "1h", "5m") if severity == "page" else (6, "6h", "30m")
-    rates = [f"{objective.burn_rate(window, '', FLEET)} > {factor}" for window in (long, short)]
+    rates = [f"{objective.burn_rate(window, '', SERVICE)} > {factor}" for window in (long, short)]
     speed = "Fast" if severity == "page" else "Slow"
     late = {"le": str(float(objective.bound_s)), "model_name": "m"}
     return Alert(
@@ -99,6 +100,7 @@ def _burn(objective: Objective, severity: Literal["page", "ticket"]) -> Alert:
             Series(f"{objective.histogram}_count", "0+1000x480", {"model_name": "m"}),
         ),
         at="90m" if severity == "page" else "7h",
+        keeps=SERVICE,
     )
 
 
@@ -236,7 +238,25 @@ ALERTS = (
         runbook="scrape-missing",
         fires=(Series("up", "0x60"),),
         quiet=(Series("tokenfleet:processes", "2x60", {"role": "worker"}),),
-        has_fleet=False,
+        keeps="",
+    ),
+    Alert(
+        name="TokenfleetScrapeFails",
+        expr=f"max by ({FLEET}) (up) == 0 and on ({FLEET}) count by ({FLEET}) (last_over_time(tokenfleet:processes[1h]))",
+        for_="2m",
+        severity="page",
+        summary="A fleet that was scraped does not answer",
+        description="Its target is still there, and for two minutes no scrape of it succeeded: no other alert can see it.",
+        runbook="scrape-missing",
+        fires=(
+            Series("up", "1x10 0x60"),
+            Series("tokenfleet:processes", "2x10 _x60", {"role": "worker"}),
+        ),
+        quiet=(
+            Series("up", "1x60"),
+            Series("tokenfleet:processes", "2x60", {"role": "worker"}),
+            Series("up", "0x60", {"job": "of something else"}),
+        ),
     ),
     Alert(
         name="TokenfleetDrainStuck",

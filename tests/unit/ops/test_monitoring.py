@@ -35,6 +35,13 @@ def test_every_alert_asks_for_metrics_there_are_and_has_a_page(text: str, alert:
     assert alert.fires and alert.quiet
 
 
+def test_the_comparison_with_other_charts_counts_them() -> None:
+    text = (OPS.parent / "docs" / "charts_compared.md").read_text()
+
+    assert f"\n| alerts | {len(ALERTS)}, each" in text
+    assert f"\n| dashboards | {len(DASHBOARDS)}, every" in text
+
+
 def test_there_is_no_page_without_an_alert() -> None:
     assert {path.stem for path in (OPS / "runbooks").glob("*.md")} == {alert.runbook for alert in ALERTS}
 
