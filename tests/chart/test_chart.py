@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from config.checks import faults_of
 from config.load import load
+from ops.monitoring.alerts import ALERTS
 from tests.chart.rendering import (
-    CHART,
     MONITORING_API,
     Object,
     RenderError,
@@ -30,6 +29,7 @@ from tests.integration.test_tls import make_certificate
 
 pytestmark = needs_helm
 
+CHART_LABEL = "helm.sh/chart"
 STOP_S = 11  # what the supervisor takes at most after the drain: ops.supervisor.STOP_GRACE_S twice, and one second
 
 
@@ -73,6 +73,8 @@ def test_three_probes_ask_three_questions_on_the_ops_port() -> None:
     assert {probe["httpGet"]["port"] for probe in probes.values()} == {"ops"}
     assert probes["startup"]["failureThreshold"] * probes["startup"]["periodSeconds"] == 900
     assert all("initialDelaySeconds" not in probe for probe in probes.values())
+    waits = [(p["periodSeconds"], p["failureThreshold"], p["timeoutSeconds"]) for p in probes.values()]
+    assert waits == [(5, 180, 2), (2, 2, 2), (10, 6, 5)]
 
 
 def test_grace_covers_pre_stop_drain_and_the_end() -> None:
@@ -83,6 +85,21 @@ def test_grace_covers_pre_stop_drain_and_the_end() -> None:
     assert environment(objects)["TOKENFLEET_DRAIN_TIMEOUT_S"] == "300"
     with pytest.raises(RenderError, match="minimum"):
         render({"drain": {"marginSeconds": STOP_S}})
+
+
+def test_by_default_a_pod_looks_away_for_15_s_drains_for_120_s_and_has_15_s_to_end() -> None:
+    objects = render()
+
+    given = environment(objects)
+    assert (given["TOKENFLEET_PRE_STOP_S"], given["TOKENFLEET_DRAIN_TIMEOUT_S"]) == ("15", "120")
+    assert pod_spec(objects)["terminationGracePeriodSeconds"] == 150
+
+
+def test_a_rollout_waits_as_long_as_a_model_may_load() -> None:
+    slow = render({"probes": {"startup": {"budgetSeconds": 3600}}})
+
+    assert of_kind(render(), "Deployment")["spec"]["progressDeadlineSeconds"] == 1200
+    assert of_kind(slow, "Deployment")["spec"]["progressDeadlineSeconds"] == 3900
 
 
 def test_pods_are_hardened() -> None:
@@ -139,6 +156,27 @@ def test_a_change_of_configuration_rolls_the_pods() -> None:
     assert checksum({}) != checksum({"config": {"engine": {"seed": 1}}})
 
 
+def test_a_new_version_of_the_chart_alone_rolls_no_pod() -> None:
+    template = of_kind(render(), "Deployment")["spec"]["template"]
+
+    assert CHART_LABEL in of_kind(render(), "Deployment")["metadata"]["labels"]
+    assert CHART_LABEL not in template["metadata"]["labels"]
+    assert all(CHART_LABEL not in labels for labels in _labels_of_groups(render(file="values-nodes.yaml")))
+
+
+def _labels_of_groups(objects: list[Object]) -> list[Object]:
+    template = of_kind(objects, "LeaderWorkerSet")["spec"]["leaderWorkerTemplate"]
+    return [template[f"{role}Template"]["metadata"]["labels"] for role in ("leader", "worker")]
+
+
+def test_more_volumes_are_the_servers_too() -> None:
+    volume, mount = {"name": "templates", "configMap": {"name": "templates"}}, {"name": "templates", "mountPath": "/t"}
+    objects = render({"extraVolumes": [volume], "extraVolumeMounts": [mount]})
+
+    assert volume in pod_spec(objects)["volumes"]
+    assert mount in container(objects)["volumeMounts"]
+
+
 @pytest.mark.parametrize("setting, has_api, is_there", [
     ("auto", True, True), ("auto", False, False), (True, False, True), (False, True, False),
 ])  # fmt: skip
@@ -160,6 +198,18 @@ def test_pods_are_scraped_once() -> None:
         render({"monitoring": {"serviceMonitor": True, "podMonitor": True}})
 
 
+def test_alerts_lead_to_the_runbooks_and_miss_the_fleets_of_their_own_release() -> None:
+    objects = render({"monitoring": {"prometheusRule": True, "runbookUrl": "https://wiki.example.com/tokenfleet"}})
+
+    rules = {rule["alert"]: rule for rule in of_kind(objects, "PrometheusRule")["spec"]["groups"][0]["rules"]}
+    assert len(rules) == len(ALERTS)
+    for alert in ALERTS:
+        page = f"https://wiki.example.com/tokenfleet/{alert.runbook}.md"
+        assert rules[alert.name]["annotations"]["runbook_url"] == page
+    own = "namespace='ns',pod=~'chat-tokenfleet-.*'"
+    assert rules["TokenfleetScrapeMissing"]["expr"] == f"absent(tokenfleet:processes{{{own}}})"
+
+
 def test_the_ops_port_is_reached_through_no_service_of_clients() -> None:
     services = [item for item in render(file="values-h100.yaml") if item["kind"] == "Service"]
 
@@ -177,6 +227,17 @@ def test_an_autoscaled_deployment_does_not_fight_for_its_replicas() -> None:
     behavior = scaler["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     assert behavior["stabilizationWindowSeconds"] == 300
     assert behavior["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 120}]
+
+
+def test_the_horizontal_autoscaler_goes_by_requests_in_flight() -> None:
+    objects = render({"autoscaling": {"kind": "hpa", "targetRequestsPerReplica": 32}})
+
+    scaler = of_kind(objects, "HorizontalPodAutoscaler")["spec"]
+    (metric,) = scaler["metrics"]
+    assert "replicas" not in of_kind(objects, "Deployment")["spec"]
+    assert (metric["type"], metric["pods"]["metric"]["name"]) == ("Pods", "tokenfleet_requests_in_flight")
+    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "32"}
+    assert scaler["behavior"]["scaleDown"]["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 120}]
 
 
 def test_a_rollout_never_has_fewer_pods_and_evictions_take_one() -> None:
@@ -222,6 +283,13 @@ def test_a_gpu_is_requested_limited_and_tolerated() -> None:
         "operator": "Exists",
         "effect": "NoSchedule",
     }
+
+
+def test_a_gpu_may_be_any_extended_resource() -> None:
+    objects = render({"gpu": {"count": 2, "resourceName": "amd.com/gpu"}})
+
+    assert container(objects)["resources"]["limits"]["amd.com/gpu"] == 2
+    assert pod_spec(objects)["tolerations"][0]["key"] == "amd.com/gpu"
 
 
 def test_a_route_leads_to_the_pool_and_the_pool_to_the_pods() -> None:
@@ -313,124 +381,6 @@ def test_the_pods_of_groups_reach_each_other_and_names_only() -> None:
     assert policy["ingress"] == [{"from": [{"podSelector": group}]}]
     assert policy["egress"][0] == {"to": [{"podSelector": group}]}
     assert [port["port"] for port in policy["egress"][1]["ports"]] == [53, 53]
-
-
-NODES: Object = {
-    "model": {"source": "claim", "claim": "models"},
-    "gpu": {"count": 8},
-    "multiNode": {"enabled": True, "size": 2, "tensorParallelSize": 8, "pipelineParallelSize": 2},
-}
-
-
-def nodes_with(**values: Object) -> Object:
-    return {**NODES, **{name: {**NODES.get(name, {}), **value} for name, value in values.items()}}
-
-
-REFUSED: list[tuple[Object, str]] = [
-    ({"wokers": 2}, "additional properties 'wokers' not allowed"),
-    ({"config": {"engine": {"max_num_seq": 2}}}, "additional properties 'max_num_seq' not allowed"),
-    ({"config": {"engine": {"max_num_seqs": 0}}}, "minimum"),
-    ({"config": {"server": {"port": 80}}}, "additional properties 'port' not allowed"),
-    ({"config": {"server": {"ssl_keyfile": "/key"}}}, "additional properties 'ssl_keyfile' not allowed"),
-    ({"apiKeys": {"isFile": True}}, "name the Secret in apiKeys.existingSecret"),
-    ({"tls": {"privateKeyKey": "tls.crt"}}, "certificate and key are two entries"),
-    (
-        {
-            "tls": {"existingSecret": "cert"},
-            "gateway": {"inferencePool": {"enabled": True, "endpointPicker": "picker"}},
-        },
-        "End TLS at the Gateway",
-    ),
-    ({"extraEnv": [{"name": "TOKENFLEET_DRAIN_TIMEOUT_S", "value": "1"}]}, "TOKENFLEET_DRAIN_TIMEOUT_S is the chart's"),
-    ({"drain": {"terminationGracePeriodSeconds": 149}}, "streams would be cut"),
-    ({"drain": {"preStopSeconds": 3}}, "new requests would meet a closed port"),
-    ({"model": {"source": "claim"}}, "model.claim"),
-    ({"model": {"source": "image"}}, "model.image"),
-    ({"model": {"claim": "models"}}, "have no meaning"),
-    ({"config": {"engine": {"device": "cuda"}}}, "gpu.count is 0"),
-    ({"config": {"engine": {"device": "cpu"}}, "gpu": {"count": 1}}, "would be idle"),
-    ({"config": {"engine": {"max_num_seqs": 65536}}}, "ring_bytes"),
-    ({"resources": {"limits": {"memory": "512Mi"}}}, "before any weights"),
-    ({"config": {"server": {"workers": 64}}}, "before any weights"),
-    ({"config": {"engine": {"kv_cache_memory_bytes": 4294967296}}}, "before any weights"),
-    ({"config": {"server": {"response_store_bytes": 3221225472}}}, "before any weights"),
-    ({"resources": {"limits": {"memory": "3GB"}}}, "pattern"),
-    ({"resources": {"limits": {"memory": "2.5Gi"}}}, r"resources.requests.memory 3Gi is more than"),
-    ({"resources": {"limits": {"cpu": "1999m"}}}, r"resources.requests.cpu 2 is more than"),
-    ({"fullnameOverride": "Foo_Bar"}, "pattern"),
-    ({"nameOverride": "1st"}, "pattern"),
-    ({"image": {"tag": "a b"}}, "pattern"),
-    ({"podDisruptionBudget": {"maxUnavailable": "150%"}}, "maxUnavailable"),
-    ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app.kubernetes.io/name is the chart's own"),
-    ({"commonLabels": {"helm.sh/chart": "x"}}, "commonLabels: helm.sh/chart is the chart's own"),
-    ({"commonLabels": {"team": "a"}, "podLabels": {"team": "b"}}, "team is among commonLabels already"),
-    ({"commonLabels": {"team": "a b"}}, "pattern"),
-    ({"podAnnotations": {"checksum/config": "x"}}, "it rolls the pods"),
-    ({"probes": {"startup": {"budgetSeconds": 60}}}, "may still load"),
-    ({"rollingUpdate": {"maxSurge": 0}}, "nothing could ever roll"),
-    ({"autoscaling": {"minReplicas": 9}}, "exceeds maxReplicas"),
-    ({"autoscaling": {"kind": "keda"}}, "kedaPrometheusAddress"),
-    ({"autoscaling": {"kind": "hpa", "minReplicas": 0}}, "needs keda"),
-    ({"cache": {"type": "claim"}}, "a second pod on another would hang"),
-    ({"gateway": {"httpRoute": {"enabled": True}}}, "parentRefs"),
-    (nodes_with(multiNode={"tensorParallelSize": 4}), "wants 8 GPUs, but 2 pods with gpu.count 8 have 16"),
-    (nodes_with(multiNode={"size": 1}), "minimum"),
-    (nodes_with(model={"source": "embedded", "claim": ""}), "the embedded model needs no second node"),
-    (nodes_with(config={"engine": {"engine": "core"}}), "config.engine.engine is the chart's own"),
-    (nodes_with(config={"engine": {"engines": 2}}), "take more replicas"),
-    (nodes_with(multiNode={"extraArgs": ["--node-rank=1"]}), "--node-rank=1 follows from multiNode or config"),
-    (nodes_with(multiNode={"sharedMemory": "64Gi"}), "leave room"),
-    (
-        nodes_with(multiNode={"resources": {"limits": {"cpu": "4"}}}),
-        r"multiNode.resources.requests.cpu 8 is more than",
-    ),
-    ({"gateway": {"inferencePool": {"enabled": True}}}, "endpointPicker"),
-]
-
-
-@pytest.mark.parametrize("values, reason", REFUSED, ids=[str(values) for values, _ in REFUSED])
-def test_values_that_cannot_work_do_not_render(values: Object, reason: str) -> None:
-    with pytest.raises(RenderError, match=reason):
-        render(values)
-
-
-VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text())
-MAY_BE_MISSING = {"resources.requests", "resources.limits", "monitoring.dashboardLabels.grafana_dashboard"}
-"""Beside lists and tables that are empty by default."""
-
-
-def _nulls(table: Object, path: str = "") -> tuple[Object, Object, list[str]]:
-    """Every value set to null: those that may be missing, those that may not, and the names of these."""
-    may: Object = {}
-    must: Object = {}
-    names: list[str] = []
-    for name, value in table.items():
-        place = f"{path}.{name}".removeprefix(".")
-        if value in (None, {}, []) or place.removeprefix("multiNode.") in MAY_BE_MISSING:
-            may[name] = None
-        elif isinstance(value, dict) and place != "config":
-            may[name], must[name], inner = _nulls(value, place)
-            names += inner
-        else:
-            must[name] = None
-            names.append(name)
-    return may, must, names
-
-
-def test_a_null_renders_as_nothing_or_is_refused_by_the_schema() -> None:
-    """Helm takes a null as "without the chart's default"."""
-    may, must, names = _nulls(VALUES)
-    tables = {name: None for name, value in VALUES.items() if isinstance(value, dict) and value}
-
-    assert "Deployment" in kinds(render(may))
-    with pytest.raises(RenderError) as leaves:
-        render(must)
-    with pytest.raises(RenderError) as whole:
-        render(tables)
-    assert len(names) >= 80
-    assert [name for name in names if f"'{name}'" not in str(leaves.value)] == []
-    assert [name for name in tables if f"'{name}'" not in str(whole.value)] == []
-    assert "missing propert" in str(leaves.value) and "nil pointer" not in str(leaves.value) + str(whole.value)
 
 
 def test_the_test_hook_chats_with_a_real_fleet(sim_fleet: Fleet) -> None:

@@ -48,6 +48,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
+{{/* Of pods: nothing that changes with the chart's own version, which would roll them all. */}}
+{{- define "tokenfleet.podLabels" -}}
+app.kubernetes.io/name: {{ include "tokenfleet.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{/* "true" or "". The tri-state `setting` is auto, true or false; `api` is what auto looks for. */}}
 {{- define "tokenfleet.isOn" -}}
 {{- if eq (toString .setting) "auto" -}}

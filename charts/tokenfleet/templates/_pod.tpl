@@ -3,7 +3,7 @@
 {{- $v := .Values -}}
 metadata:
   labels:
-    {{- include "tokenfleet.labels" . | nindent 4 }}
+    {{- include "tokenfleet.podLabels" . | nindent 4 }}
     app.kubernetes.io/component: server
     llm-d.ai/engine-type: vllm  # the metric names an endpoint picker reads
     {{- with $v.podLabels }}
@@ -11,6 +11,7 @@ metadata:
     {{- end }}
   annotations:
     checksum/config: {{ include "tokenfleet.toml" . | sha256sum }}
+    kubectl.kubernetes.io/default-container: server
     {{- with $v.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -117,6 +118,9 @@ spec:
         {{- if ne $v.model.source "embedded" }}
         - {name: model, mountPath: /models, readOnly: true}
         {{- end }}
+        {{- with $v.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
   volumes:
     - name: config
       configMap:
@@ -134,6 +138,9 @@ spec:
         defaultMode: 0440
     {{- end }}
     {{- include "tokenfleet.sharedVolumes" . | nindent 4 }}
+    {{- with $v.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- if $v.topologySpread.enabled }}
   topologySpreadConstraints:
     {{- range $v.topologySpread.keys }}
