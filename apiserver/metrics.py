@@ -198,7 +198,7 @@ class WorkerMetrics:
             self._cached_by_source["device"].inc(num_cached_tokens)
 
     def on_beat(self, num_connections: int, num_streams: int, oldest_age_s: float, cache: CacheStats | None) -> None:
-        """What need not be counted as it happens: looked at twice a second."""
+        """What need not be counted as it happens: looked at with every beat of the worker."""
         self.itl.flush()
         self.slow.flush()
         self._open_connections.set(num_connections)

@@ -45,7 +45,6 @@ if TYPE_CHECKING:  # imported only where tracing is on
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S = 0.5
 BACKLOG = 4096
 YOUNG_OBJECTS = 50_000  # between collections; streams hold few containers and leave hardly any cycles
 
@@ -172,6 +171,7 @@ class Heart:
         self._services, self._server = services, server
         self._cell = services.fleet.workers[services.slot]
         self._timer: asyncio.TimerHandle | None = None
+        self._every_s = services.settings.ops.beat_s
         self._due_s = 0.0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -203,5 +203,5 @@ class Heart:
         self._cell.has_work = client.num_streams > 0
         self.show_state()
         self._cell.beat()
-        self._due_s = now_s + HEARTBEAT_S
-        self._timer = self._loop.call_later(HEARTBEAT_S, self._beat)
+        self._due_s = now_s + self._every_s
+        self._timer = self._loop.call_later(self._every_s, self._beat)

@@ -27,6 +27,7 @@ from ipc import parcel
 from ipc.admission import Admission, Refusal
 from ipc.broker_metrics import BrokerMetrics
 from ipc.codec import decode_for_broker
+from ipc.doorbell import Doorbell
 from ipc.fan_out import FanOut
 from ipc.fleet_page import FleetPage, State
 from ipc.handles import BrokerHandles
@@ -48,7 +49,7 @@ from ipc.messages import (
 )
 from ipc.segment import Segment
 
-TURN_MS = 250  # longest wait: heartbeat and look at the fleet page this often
+LOOK_MS = 250  # between two looks at the fleet page while anything happens
 GENERATE = int(Kind.GENERATE)  # compared once per request
 LOST_AFTER_S = 1.0  # engines have this long to claim the streams that workers announced to a new broker
 
@@ -85,9 +86,11 @@ class Broker:
         self._engines = self._bind(handles.engine_endpoint)
         self._tap = self._bind_tap(handles.tap_endpoint)
         self._has_tap = False
+        self._bell = Doorbell(handles.bell_fd)
         self._poller = zmq.Poller()
-        for socket in (self._workers, self._engines, self._tap):
-            self._poller.register(socket, zmq.POLLIN)
+        for waited_for in (self._workers, self._engines, self._tap, self._bell.fd):
+            self._poller.register(waited_for, zmq.POLLIN)
+        self._idle_ms = int(handles.beat_s * 1000)
         self._identity_of_slot: dict[int, bytes] = {}
         self._identity_of_engine: dict[int, bytes] = {}
         self._generation_of_slot: dict[int, int] = {}
@@ -97,21 +100,26 @@ class Broker:
         self._given_up: set[int] = set()  # reported as lost: aborted if an engine claims them after all
         self._metrics = BrokerMetrics(Segment.attach(handles.metrics_fd).view, handles.model_name)
         self._next_look_s = 0.0
+        self._has_news = True  # since the last look
         self._cell.state = State.READY
 
     def turn(self) -> None:
-        """One turn of the loop: at most TURN_MS when nothing arrives."""
-        for socket, _ in self._poller.poll(TURN_MS):
+        """One turn of the loop: as long as a beat when nothing arrives."""
+        for socket, _ in self._poller.poll(LOOK_MS if self._has_news or self._unclaimed else self._idle_ms):
+            self._has_news = True
             if socket is self._workers:
                 self._drain(self._workers, self._on_worker_parcel)
             elif socket is self._engines:
                 self._drain(self._engines, self._on_engine_parcel)
-            else:
+            elif socket is self._tap:
                 self._on_tap_subscription()
+            else:
+                self._bell.clear()
+                self._next_look_s = 0.0
         self._cell.beat()
         now_s = time.monotonic()
         if now_s >= self._next_look_s:
-            self._next_look_s = now_s + TURN_MS / 1000
+            self._next_look_s, self._has_news = now_s + LOOK_MS / 1000, False
             self._look_at_fleet()
             self._cell.num_peers = len(self._admission.engines)
             self._report_lost(now_s)

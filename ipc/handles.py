@@ -36,6 +36,8 @@ class BrokerHandles(Struct, frozen=True, kw_only=True):
     model_name: str  # label of its metrics
     fleet_fd: int
     metrics_fd: int
+    bell_fd: int  # eventfd that the supervisor rings when a worker or an engine has died
+    beat_s: float  # longest silence of the loop
     worker_endpoint: str
     engine_endpoint: str
     tap_endpoint: str  # XPUB of everything routed, for `tokenfleet wiretap`

@@ -49,12 +49,15 @@ class Child:
         max_backoff_s: float,
         *,
         metrics: memoryview | None = None,
+        on_death: Callable[[], object] = lambda: None,
     ) -> None:
+        """`on_death` hears that the page tells of its end, also when it was told to stop."""
         self.title, self.cell = title, cell
         self.pid: int | None = None
         self.has_given_up = False  # it said that it cannot boot, exit code 3, or it died at every start
         self.is_spawning = False
         self._spawn, self._max_backoff_s, self._metrics = spawn, max_backoff_s, metrics
+        self._on_death = on_death
         self._has_loaded = False
         self._is_stopping = False
         self._num_early_deaths = 0
@@ -122,6 +125,7 @@ class Child:
                 self.cell.state = (
                     State.EMPTY
                 )  # nobody is missing here, also if it was killed before it could say that it leaves
+        self._on_death()
         if self._metrics is not None:
             clear_gauges(self._metrics)
         if not self._is_stopping and exit.code != exit_codes.CANNOT_BOOT:

@@ -40,6 +40,7 @@ class Resources:
         self.page = FleetPage(self._fleet.view)
         self._rings = [[self._make_ring(e, s) for s in range(self.num_slots)] for e in range(self.num_engines)]
         self._doorbells = [Doorbell.create() for _ in range(self.num_slots)]
+        self.broker_bell = Doorbell.create()
         names = [
             "broker",
             *(f"engine-{n}" for n in range(self.num_engines)),
@@ -82,6 +83,8 @@ class Resources:
             model_name=model_name,
             fleet_fd=self._fleet.fd,
             metrics_fd=self._metrics[1].fd,
+            bell_fd=self.broker_bell.fd,
+            beat_s=self._settings.ops.beat_s,
             worker_endpoint=self._folder.endpoint("workers"),
             engine_endpoint=self._folder.endpoint("engines"),
             tap_endpoint=self._folder.endpoint("tap"),

@@ -38,8 +38,7 @@ from ops.zygote_link import ForkFailed, ZygoteLink, ZygoteLost, ZygoteSilent
 
 logger = logging.getLogger(__name__)
 
-WATCH_S = 0.5
-STOOD_STILL_S = 1.0  # a watch this late was not the fleet's fault: a frozen container, a suspended machine
+STOOD_STILL_S = 0.5  # a watch late by this was not the fleet's fault: a frozen container, a suspended machine
 REFORK_S = 0.1
 START_TIMEOUT_S = 30.0  # of worker and broker, which load nothing
 STOP_GRACE_S = 5.0  # engines and broker, after the workers
@@ -58,14 +57,17 @@ class Supervisor:
         self._link: ZygoteLink | None = None
         self._has_link = asyncio.Event()
         self._zygotes = [Child("zygote", None, self._start_zygote, backoff_s)]  # two while one takes over
+        ring_broker = resources.broker_bell.ring  # else it would notice with its next beat
         _, broker_metrics, *metrics = resources.metrics_views
         engine_metrics, worker_metrics = metrics[: len(page.engines)], metrics[len(page.engines) :]
         self._broker = Child("broker", page.broker, self._start_broker, backoff_s, metrics=broker_metrics)
         self._engines = [
-            Child(f"engine {n}", cell, self._engine_starter(n), backoff_s, metrics=view)
+            Child(f"engine {n}", cell, self._engine_starter(n), backoff_s, metrics=view, on_death=ring_broker)
             for n, (cell, view) in enumerate(zip(page.engines, engine_metrics, strict=True))
         ]
-        self._workers = WorkerSet(page.workers, self._worker_starter, self._keep, backoff_s, worker_metrics)
+        self._workers = WorkerSet(
+            page.workers, self._worker_starter, self._keep, backoff_s, worker_metrics, on_death=ring_broker
+        )
         exposition = Exposition(resources.metrics_views)
         self._port = OpsPort(
             page,
@@ -242,11 +244,12 @@ class Supervisor:
     async def _watch(self) -> None:
         """Silent loops and endless starts are aborted; strangers are reaped; the page's facts become metrics."""
         aborts: set[asyncio.Task[None]] = set()
+        every_s = self._settings.ops.beat_s
         awake_since_s = watched_s = time.monotonic()
         while True:
-            await asyncio.sleep(WATCH_S)
+            await asyncio.sleep(every_s)
             now_s = time.monotonic()
-            if now_s - watched_s > STOOD_STILL_S:
+            if now_s - watched_s > every_s + STOOD_STILL_S:
                 awake_since_s = now_s  # nobody could beat: everybody gets the time again
             watched_s = now_s
             self._reap_strangers()

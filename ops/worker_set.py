@@ -33,9 +33,11 @@ class WorkerSet:
         keep: Callable[[Child], None],
         max_backoff_s: float,
         metrics: Sequence[memoryview],
+        *,
+        on_death: Callable[[], object],
     ) -> None:
         self._cells, self._start_in, self._keep = cells, start_in, keep
-        self._max_backoff_s, self._metrics = max_backoff_s, metrics
+        self._max_backoff_s, self._metrics, self._on_death = max_backoff_s, metrics, on_death
         self._free_slot = len(cells) - 1
         self._slots = list(range(self._free_slot))
         self._children = [self._new_child(slot) for slot in self._slots]
@@ -73,7 +75,14 @@ class WorkerSet:
 
     def _new_child(self, slot: int) -> Child:
         spawn, metrics = self._start_in(slot), self._metrics[slot]
-        return Child(f"worker {slot}", self._cells[slot], spawn, self._max_backoff_s, metrics=metrics)
+        return Child(
+            f"worker {slot}",
+            self._cells[slot],
+            spawn,
+            self._max_backoff_s,
+            metrics=metrics,
+            on_death=self._on_death,
+        )
 
 
 async def _holds(condition: Callable[[], bool], timeout_s: float) -> bool:

@@ -74,6 +74,8 @@ class Fleet:
                 model_name="m",
                 fleet_fd=self.page_segment.fd,
                 metrics_fd=create_metrics_segment("broker").fd,
+                bell_fd=Doorbell.create().fd,
+                beat_s=0.25,
                 worker_endpoint=f"ipc://{folder}/workers",
                 engine_endpoint=f"ipc://{folder}/engines",
                 tap_endpoint=f"ipc://{folder}/tap",

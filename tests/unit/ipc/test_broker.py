@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ipc.broker import Broker
+from ipc.doorbell import Doorbell
 from ipc.fleet_page import FleetPage, State
 from ipc.handles import BrokerHandles
 from ipc.messages import (
@@ -37,14 +38,17 @@ PROMPT = b"\x05\0\0\0" * 3
 class Rig:
     """A broker with one worker slot and two engine indices; engines connect on demand."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, beat_s: float = 0.25) -> None:
         self.segment = FleetPage.create_segment(num_workers=1, num_engines=2)
         self.page = FleetPage(self.segment.view)
+        self.bell = Doorbell.create()
         self.handles = BrokerHandles(
             generation=1,
             model_name="m",
             fleet_fd=self.segment.fd,
             metrics_fd=create_metrics_segment("broker").fd,
+            bell_fd=self.bell.fd,
+            beat_s=beat_s,
             worker_endpoint=f"ipc://{folder}/workers",
             engine_endpoint=f"ipc://{folder}/engines",
             tap_endpoint=f"ipc://{folder}/tap",
@@ -238,6 +242,20 @@ def test_a_dead_worker_is_aborted_in_the_engines(rig: Rig) -> None:
     rig.page.workers[0].mark_dead()
 
     assert rig.received(engine).message == AbortWorker(slot=0, generation=2)
+
+
+def test_a_death_that_the_bell_tells_of_is_not_waited_for(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, beat_s=60.0)
+    rig.connect_engine(0)
+    stream_id = rig.generate(1)
+    rig.until(lambda: rig.broker._admission.engine_of(stream_id) is not None)
+    rig.broker.turn()  # a last look at what was new
+
+    rig.page.engines[0].mark_dead()
+    rig.bell.ring()
+
+    assert rig.told() == EngineLost(engine=0, stream_ids=(stream_id,))
+    rig.close()
 
 
 def test_a_new_broker_learns_who_is_there_and_reports_what_is_lost(rig: Rig) -> None:
