@@ -103,6 +103,9 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     timeout_keep_alive_s: Annotated[
         float, Meta(gt=0, description="idle connections, and requests that are not whole by then, are closed after")
     ] = 75.0
+    dead_client_timeout_s: Annotated[
+        float, Meta(ge=1, description="a connection whose client acknowledges, or takes, nothing for so long is closed")
+    ] = 60.0
     resume: Annotated[
         bool, Meta(description="requests whose engine died go on in its successor; else they end with an error")
     ] = True

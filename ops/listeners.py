@@ -21,6 +21,7 @@ def serving_sockets(settings: ServerSettings) -> list[socket.socket]:
     for family, address in _addresses(settings.host, settings.port, "--host"):
         port = sockets[0].getsockname()[1] if sockets and not settings.port else settings.port
         sockets.append(_tcp_socket(family, address, port, flag="--port"))
+        _give_up_on_the_dead(sockets[-1], settings.dead_client_timeout_s)
     return sockets
 
 
@@ -54,6 +55,16 @@ def _tcp_socket(family: socket.AddressFamily, address: str, port: int, *, flag: 
         ) from None
     listener.setblocking(False)
     return listener
+
+
+def _give_up_on_the_dead(listener: socket.socket, timeout_s: float) -> None:
+    """Accepted connections inherit it: one whose other end is gone without a word is probed, and ended by then
+    (RFC 1122 4.2.3.6; TCP_USER_TIMEOUT, RFC 5482). Else what is unsent keeps it, and its stream, a quarter of an hour."""
+    probe_s = max(1, int(timeout_s / 4))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe_s)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe_s)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(timeout_s * 1000))
 
 
 def _unix_socket(path: Path) -> socket.socket:

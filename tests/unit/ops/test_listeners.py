@@ -66,3 +66,15 @@ def test_a_file_in_the_place_of_the_unix_socket_is_kept(tmp_path: Path) -> None:
         serving_sockets(ServerSettings(uds=str(path)))
 
     assert path.read_text() == "data"
+
+
+def test_an_accepted_connection_gives_up_on_a_client_that_is_gone() -> None:
+    [listener] = serving_sockets(ServerSettings(port=0, dead_client_timeout_s=8))
+
+    with listener, socket.create_connection(listener.getsockname(), timeout=5):
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 2
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 8000
