@@ -1,12 +1,15 @@
 """Throughput by cores: tokenfleet with N workers on N cores, vllm-rs with N threads on the same N cores.
 
     loadtests/peers/install.sh
-    python -m loadtests.peers.scale [--cores 1 2 4 8] [--client-cores 6] [--model FOLDER] [--out FILE.md]
+    python -m loadtests.peers.scale [--cores 1 2 4 8] [--client-cores 6] [--paced] [--model FOLDER] [--out FILE.md]
 
 The engine (sim, mock) has a core of its own, the client has its own cores; the front end, broker included, has the rest
 that it is given. Steps follow each other without a pause, so that the front end is what saturates, until the client or the
 engine does: `busy` is the share of its cores that the front end used. Two shapes: 32 in and 512 out by 1024 streams,
 and chats of 10 000 English tokens that were asked before, 16 out.
+
+With `--paced` the work grows with the cores instead: 85 streams a core, a step every 4 ms, so that no token waits for another
+and nothing saturates. What a token then costs on many cores beside one is the efficiency of the fleet.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from loadtests.processes import cpu_time, descendants
 from loadtests.prompts import long_context_copy, write_english
 
 LOG = Path("/tmp/tokenfleet-scale.log")
+STREAMS_PER_CORE, PACE_MS = 85, 4.0
 LONG_TOKENS, NUM_LONG, NUM_DISTINCT = 10_000, 1536, 16
 
 
@@ -35,6 +39,7 @@ def main() -> None:
     parser.add_argument("--client-cores", type=int, default=6)
     parser.add_argument("--model", type=Path, help="folder with a tokenizer; default: the embedded model")
     parser.add_argument("--streams", type=int, default=1024)
+    parser.add_argument("--paced", action="store_true", help="as many streams a core, at a pace")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
@@ -51,13 +56,18 @@ def main() -> None:
         long = Load(LONG_TOKENS, 16, NUM_LONG, 64, dataset=prompts)
         for n in (n for n in arguments.cores if n <= len(front)):
             chat = Load(32, 512, 2 * arguments.streams, arguments.streams)
-            for name, start in starters(n, model, token_ids).items():
+            if arguments.paced:
+                streams = STREAMS_PER_CORE * n
+                chat = Load(32, 512, 4 * streams, streams)
+            for name, start in starters(n, model, token_ids, PACE_MS if arguments.paced else 0.0).items():
                 with start() as server:
                     server.wait_ready(timeout_s=120)
                     give_cores(server, engine, front[:n])
                     bench_client.run(server, model, Load(32, 16, 256, 64), pin=pin)
                     rows.append([name, str(n), *measured(server, model, chat, n, pin)])
                     print(rows[-1], flush=True)
+                    if arguments.paced:
+                        continue
                     bench_client.run(
                         server, model, Load(LONG_TOKENS, 1, 2 * NUM_DISTINCT * n, 8, dataset=prompts), pin=pin
                     )
@@ -69,12 +79,12 @@ def main() -> None:
         arguments.out.write_text(text)
 
 
-def starters(n: int, model: str, token_ids: Path) -> dict[str, Callable[[], Server]]:
-    flags = (*SIM, "--sim-step-ms", "0", "--log-level", "warning")
+def starters(n: int, model: str, token_ids: Path, step_ms: float) -> dict[str, Callable[[], Server]]:
+    flags = (*SIM, "--sim-step-ms", str(step_ms), "--log-level", "warning")
     return {
         "tokenfleet": lambda: tokenfleet.start(LOG, model=model, workers=n, flags=flags),
         "vllm-rs": lambda: vllm_front_ends.start_rust(
-            LOG, model=model, token_ids=token_ids, step_ms=0, env={"TOKIO_WORKER_THREADS": str(n)}
+            LOG, model=model, token_ids=token_ids, step_ms=step_ms, env={"TOKIO_WORKER_THREADS": str(n)}
         ),
     }
 
@@ -108,7 +118,7 @@ def render(rows: list[list[str]]) -> str:
         "req/s, 10k in 16 out", "CPU us a request", "busy", "TTFT p50, p99 ms", "failed",
     ]  # fmt: skip
     return f"# Throughput by cores\n\n{report.machine()}. `python -m loadtests.peers.scale`.\n\n" + report.table(
-        header, rows
+        header[: len(rows[0])], rows
     )
 
 
