@@ -21,7 +21,8 @@ def buckets_up_to(max_num_seqs: int) -> list[int]:
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """A collection may free device memory that nobody uses any more, which a capture does not survive."""
+    """A collection may free device memory that nobody uses any more, which a capture does not survive. One before all
+    captures, not before each: it looks at every object there is."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -52,15 +53,16 @@ class DecodeGraphs:
         `prepare` fills the buffers with padding."""
         started_s = time.monotonic()
         self._pool = torch.cuda.graph_pool_handle() if beside is None else beside._pool
-        for bucket in reversed(self._buckets):
-            prepare(bucket)
-            self._run_pass(bucket)  # compiles what a capture must not
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with _no_collections(), torch.cuda.graph(graph, pool=self._pool):
-                self._run_pass(bucket)
-            self._graphs[bucket] = graph
-            beat()
+        with _no_collections():
+            for bucket in reversed(self._buckets):
+                prepare(bucket)
+                self._run_pass(bucket)  # compiles what a capture must not
+                torch.cuda.synchronize()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=self._pool):
+                    self._run_pass(bucket)
+                self._graphs[bucket] = graph
+                beat()
         torch.cuda.synchronize()
         logger.info(
             "decode graphs captured",
