@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 GRAPH_MARGIN_BYTES = 1 << 30  # for captured graphs, kernels and what their libraries take
 SHARING_BUCKETS = slice(5, None, 4)  # of the others: from 32 rows, and fewer, for each is 0.2 s of the start
+GATHER_FROM_DECODES = 64  # in a pass: with fewer it is over so soon that a prompt's wait counts for more
 NOT_FINITE = -1  # the device sampler's id for a row without finite logits
 
 
@@ -92,6 +93,8 @@ class CudaStep:
 
 class CudaRunner:
     """engine_core.plan.Runner over a Decoder whose attention is a CudaAttention."""
+
+    gather_from = GATHER_FROM_DECODES
 
     def __init__(
         self,

@@ -4,11 +4,10 @@ One round is `schedule`, launching the runner, `advance`, and `commit` once the 
 ahead, the next round's `schedule` and `advance` come before this one's `commit`: what a pass draws is counted when it is
 launched and known later, and a sequence that ends on it has computed one token too many, which nobody gets.
 
-Decodes come first, one token each; what is left of `max_batched_tokens` goes to prefill chunks, by rank (priority, then
-arrival). The next sequence of the queue (engine_core.waiting_queue) is admitted when a row is free and blocks for all its
-known tokens are, plus one in reserve for every sequence that runs: admission never causes a preemption by itself. When
-a decode finds no block, the running sequence of the last rank gives its blocks back and waits to be computed again (most
-of it from the prefix cache, as a rule). The first rank is never preempted, so something always ends.
+Decodes come first, one token each; what is left of `max_batched_tokens` goes to prefill chunks (engine_core.prefills), by
+rank: priority, then arrival. When a decode finds no block, the running sequence of the last rank gives its blocks back and
+waits to be computed again (most of it from the prefix cache, as a rule). The first rank is never preempted, so something
+always ends.
 
 Every sequence ends exactly once: as an `Ending` (finish or failure, for the worker) or, aborted, without one; its
 stream id is reported in `Progress.ended` either way.
@@ -22,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine_core.batch_state import BatchState
-from engine_core.block_manager import NOWHERE, BlockManager
+from engine_core.block_manager import BlockManager
 from engine_core.drafting import DraftCounts, Drafter, counting_up
 from engine_core.plan import Int32Array, Rows, StepPlan, StepResult, TokenScores
+from engine_core.prefills import Prefills
 from engine_core.prefix_publisher import PrefixPublisher
 from engine_core.sequence import NO_ROW, Sequence, SequenceState
 from engine_core.step_output import NO_TOKENS, Ending, SampledTokens, finish_record, scored
@@ -53,8 +53,11 @@ class Scheduler:
         max_batched_tokens: int,
         priority_ageing_s: float = 0.0,
         drafter: Drafter | None = None,
+        *,
+        gather_from: int = 0,
     ) -> None:
-        """With a `drafter` the runner must take plans with drafts; see `awaits_tokens`."""
+        """With a `drafter` the runner must take plans with drafts; see `awaits_tokens`. `gather_from` is the
+        runner's."""
         self.state = state
         self.blocks = BlockManager(num_blocks)
         self._prefixes = PrefixPublisher(state, self.blocks.cache)
@@ -67,7 +70,9 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}  # by stream id, everything that has not ended
         self._waiting = WaitingQueue(priority_ageing_s)
         self._deadlines: list[tuple[float, int]] = []  # heap of (deadline_s, stream id)
-        self._prefilling: list[Sequence] = []  # running, prompt not yet computed; in the order of their turns
+        self._prefills = Prefills(
+            state, self.blocks, self._prefixes, self._waiting, self._note_start, gather_from=gather_from
+        )
         self._endings: list[Ending] = []
         self._started: list[int] = []
         self._ended: list[int] = []
@@ -223,9 +228,8 @@ class Scheduler:
                 num_drafts = self._draft(self.drafter, rows, budget)
         if num_drafts is not None:
             budget -= int(num_drafts.sum())
-        may_admit = self.counts.num_preemptions == num_preemptions
-        has_prefills = self._prefilling or (self.num_waiting and may_admit)
-        chunks = self._plan_prefills(budget, may_admit, now_ns) if has_prefills else []
+        may_admit = self.num_waiting > 0 and self.counts.num_preemptions == num_preemptions
+        chunks = self._prefills.plan(budget, len(rows), may_admit, now_ns)
         if not len(rows) and not chunks:
             return None
         return self._plan(rows, chunks, num_drafts)
@@ -282,53 +286,6 @@ class Scheduler:
         sequence.state = SequenceState.WAITING
         self._waiting.push(sequence)
 
-    def _plan_prefills(self, budget: int, may_admit: bool, now_ns: int) -> list[tuple[int, int]]:
-        """(row, chunk) for as many prefills as the budget allows, by rank: those under way and those admitted now."""
-        chunks: list[tuple[int, int]] = []
-        position = 0  # in _prefilling: everything before it is planned
-        while budget > 0:
-            head = self._waiting.head_or_none(now_ns) if may_admit else None
-            is_under_way = position < len(self._prefilling)
-            if head is not None and not (is_under_way and self._prefilling[position] < head):
-                may_admit = self._try_admit(head, position, now_ns)
-                if not may_admit:
-                    continue  # first come, first served: a big prompt is never overtaken
-            elif not is_under_way:
-                break
-            row = self._prefilling[position].row
-            chunk = min(budget, int(self.state.num_tokens[row] - self.state.num_computed[row]))
-            chunks.append((row, chunk))
-            budget -= chunk
-            position += 1
-        return chunks
-
-    def _try_admit(self, sequence: Sequence, position: int, now_ns: int) -> bool:
-        """Give the head of the queue a row, the blocks of all its known tokens and this turn among the prefills. False
-        when there is no room."""
-        state = self.state
-        if not state.num_free_rows:
-            return False
-        num_tokens = len(sequence.token_ids)
-        cached = self._prefixes.cached(sequence)
-        num_new = -(-num_tokens // self._block_size) - len(cached)
-        reserve = state.num_running
-        if num_new + self.blocks.num_idle_of(cached) + reserve > self.blocks.num_available:
-            return False
-        self._waiting.pop()
-        self.blocks.acquire(cached)
-        blocks = cached + self.blocks.allocate(num_new, cached[-1] if cached else NOWHERE)
-        row = state.add(sequence)
-        state.block_table[row, : len(blocks)] = blocks
-        state.num_blocks[row] = len(blocks)
-        state.num_computed[row] = len(cached) * self._block_size
-        if sequence.is_cacheable:
-            self._prefixes.follow(row, len(cached))
-        self._prefilling.insert(position, sequence)
-        if not sequence.first_scheduled_ns:
-            num_cached = min(len(cached) * self._block_size, sequence.num_prompt_tokens)
-            self._note_start(sequence, num_cached, now_ns)
-        return True
-
     def _note_start(self, sequence: Sequence, num_cached: int, now_ns: int) -> None:
         sequence.first_scheduled_ns = now_ns
         sequence.num_cached_tokens = num_cached
@@ -378,7 +335,7 @@ class Scheduler:
         state.num_in_flight[rows] += 1
         for row in rows[plan.num_decodes :].tolist():  # these have their prompt computed
             state.is_decoding[row] = True
-            self._prefilling.remove(self._sequence_in(row))
+            self._prefills.under_way.remove(self._sequence_in(row))
 
     # ── after the forward pass ───────────────────────────────────────────────────────────────────────────────────
 
@@ -517,7 +474,7 @@ class Scheduler:
         """Leave the row; the blocks stay cached as far as they were published."""
         row = sequence.row
         if not self.state.is_decoding[row]:
-            self._prefilling.remove(sequence)
+            self._prefills.under_way.remove(sequence)
         self.blocks.release(self.state.block_table[row, : self.state.num_blocks[row]].tolist())
         self.state.remove(row)
 
@@ -542,14 +499,14 @@ class Scheduler:
                 continue
             assert sequence.row == row and sequence.state is SequenceState.RUNNING
             assert self._sequences[sequence.stream_id] is sequence
-            assert (sequence in self._prefilling) != bool(state.is_decoding[row])
+            assert (sequence in self._prefills.under_way) != bool(state.is_decoding[row])
             assert state.num_computed[row] <= state.num_blocks[row] * self._block_size
             assert state.num_computed[row] < state.num_tokens[row] <= state.max_total_len[row]
             assert 0 <= state.num_in_flight[row] <= self._num_in_flight
             for block in state.block_table[row, : state.num_blocks[row]].tolist():
                 num_users[block] = num_users.get(block, 0) + 1
         self.blocks.check_integrity(num_users)
-        assert len(set(map(id, self._prefilling))) == len(self._prefilling)
+        assert len(set(map(id, self._prefills.under_way))) == len(self._prefills.under_way)
         waiting = self._waiting.waiting
         assert len(waiting) == self.num_waiting
         assert {s.stream_id for s in waiting} <= self._sequences.keys()
