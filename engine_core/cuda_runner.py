@@ -31,8 +31,9 @@ from engine_core.kv_cache import KvCache
 from engine_core.models.decoder import Decoder
 from engine_core.plan import DEAD_END, NO_FINITE_LOGITS, Int32Array, PromptScores, Rows, StepPlan, StepResult
 from engine_core.pooler import Pooler
-from engine_core.prefix_groups import PrefixGroups, PrefixTiles, rows_per_tile
+from engine_core.prefix_groups import MIN_ROWS, PrefixGroups, PrefixTiles, rows_per_tile
 from engine_core.prompt_scorer import PromptScorer
+from engine_core.rehearsal import rehearse
 from engine_core.rule_records import has_rules, record_of_or_none
 from engine_core.sampler import Sampler
 from engine_core.step_buffers import SpecialRows, StepBuffers
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 GRAPH_MARGIN_BYTES = 1 << 30  # for captured graphs, kernels and what their libraries take
 SHARING_BUCKETS = slice(5, None, 4)  # of the others: from 32 rows, and fewer, for each is 0.2 s of the start
+MANY_CUTS = 128  # rows up to which kernels for shared prefixes are cut in ever other ways: passes with prefill take any
 GATHER_FROM_DECODES = 64  # in a pass: with fewer it is over so soon that a prompt's wait counts for more
 NOT_FINITE = -1  # the device sampler's id for a row without finite logits
 
@@ -129,6 +131,7 @@ class CudaRunner:
         self._sharing_graphs = DecodeGraphs(
             sorted({*buckets[SHARING_BUCKETS], max_draws}), partial(self._decode_pass, shares_prefixes=True)
         )
+        self._cut_buckets = [size for size in buckets if MIN_ROWS <= size <= MANY_CUTS]
         vocab_size = decoder.config.vocab_size
         self._logits = torch.zeros((max_draws, vocab_size), dtype=dtype, device=device)
         self._scratch = device_sampler.scratch_for(max_draws, vocab_size, device)
@@ -151,6 +154,10 @@ class CudaRunner:
         self._graphs.capture(self._decodes.send_padding, self._beat)
         if self._groups is not None:
             self._sharing_graphs.capture(self._decodes.send_padding, self._beat, beside=self._graphs)
+            for bucket in self._cut_buckets:
+                self._decodes.send_padding(bucket)
+                self._decode_pass(bucket, shares_prefixes=True)
+        rehearse(self, self._state)
         torch.cuda.synchronize()
 
     @torch.inference_mode()

@@ -129,7 +129,7 @@ def _note(PLACES, ROWS, DRAWS, DRAWN, RECORDS, COUNTS, VOCAB, record_stride):
             tl.atomic_add(COUNTS + row * VOCAB + token, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_prompt", "num_tokens"], do_not_specialize_on_alignment=["TOKENS", "counts"])
 def _count(TOKENS, counts, num_prompt, num_tokens, LANES: tl.constexpr):
     """A row's tokens, into counts that are zero."""
     place = tl.program_id(0) * LANES + tl.arange(0, LANES)

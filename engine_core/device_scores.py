@@ -25,7 +25,7 @@ NUM_WORDS = tl.constexpr(rule_records.NUM_WORDS)
 NUM_ASKED = tl.constexpr(rule_records.NUM_ASKED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["found_stride", "first_asked"])
 def _score(
     LOGITS, PLACES, ROWS, DRAWN, RECORDS, LOG_SUMS, FOUND, VOCAB, row_stride, record_stride, found_stride, first_asked,
     BLOCK: tl.constexpr, LANES: tl.constexpr,

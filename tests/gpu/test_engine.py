@@ -1,5 +1,6 @@
 """A whole engine on the device: what it generates is what transformers would, in every way a step can be computed."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,39 @@ def test_rules_and_logprobs_on_the_device_are_those_of_the_host(checkpoint: Any,
             for own, wanted in zip(ours[number], theirs[number], strict=True):
                 assert own.logprob == pytest.approx(wanted.logprob, abs=1e-4) and own.rank == wanted.rank
                 assert own.logprobs == pytest.approx(wanted.logprobs, abs=1e-4)
+
+
+def test_no_request_waits_for_a_kernel_to_be_compiled(
+    checkpoint: Any, backend: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it asks for, however many rows there are and whatever they share: the start has compiled it."""
+    import triton
+
+    forget_compiled_kernels()
+    compiled: list[str] = []
+    folder, _ = checkpoint
+    engine = engine_of(folder, **backend, max_num_seqs=128)
+    hook = "jit_post_compile_hook"
+    monkeypatch.setattr(triton.knobs.runtime, hook, lambda **noted: compiled.append(noted["fn"].name))
+
+    for number in (1, 2, len(RULES)):
+        params = [SamplingParams(temperature=0.8, max_tokens=8, ignore_eos=True, **rules) for rules in RULES[-number:]]
+        engine.generate(prompts()[:number], params)
+    for number in (16, 40, 70, 100, 128):
+        asked = [prompts()[-1 - place % 2] + [100 + place] for place in range(number)]
+        engine.generate(asked, [greedy(2 + place % 20) for place in range(number)])
+
+    assert compiled == []
+
+
+def forget_compiled_kernels() -> None:
+    """Those that other tests of this process have compiled."""
+    from triton.runtime.jit import JITFunction
+
+    modules = [module for name, module in sys.modules.items() if name.startswith("engine_core.")]
+    for kernel in (value for module in modules for value in vars(module).values()):
+        if isinstance(kernel, JITFunction):
+            kernel.device_caches.clear()
 
 
 def scores_of(engine: InProcessEngine, num_requests: int) -> dict[int, list[Any]]:
