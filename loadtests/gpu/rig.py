@@ -86,7 +86,8 @@ class EngineRig:
             ),
             cell=FleetPage(page.view).engines[0],
             metrics=EngineMetrics(
-                metrics.view, model_name=shape, engine=0, block_size=settings.block_size, num_blocks=runner.num_blocks
+                metrics.view, model_name=shape, engine=0, block_size=settings.block_size, num_blocks=runner.num_blocks,
+                num_draft_places=len(self.scheduler.counts.drafts.accepted_per_place),
             ),
         )  # fmt: skip
         self._keep = page, metrics
