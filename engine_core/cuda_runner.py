@@ -1,4 +1,5 @@
-"""Computes plans on a GPU: decode steps as captured graphs, steps with prefill eagerly, tokens drawn on the device.
+"""Computes plans on a GPU: decode steps as captured graphs, steps with prefill as graphs between the layers' attention or, if
+they are large, eagerly; tokens are drawn on the device.
 
 A step is one copy in, the pass, one copy out and an event that `result` waits for. What a row drew last stays on the
 device, where its next step reads it: the next plan is launched before the host knows the tokens. Rows with rules of their
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from engine_core import device_sampler
 from engine_core.attention.base import CudaMetadata
+from engine_core.attention.cuda import CudaAttention
 from engine_core.batch_state import BatchState
 from engine_core.cuda_graphs import DecodeGraphs, buckets_up_to
 from engine_core.device_rules import DeviceRules
@@ -31,6 +33,7 @@ from engine_core.kv_cache import KvCache
 from engine_core.models.decoder import Decoder
 from engine_core.plan import DEAD_END, NO_FINITE_LOGITS, Int32Array, PromptScores, Rows, StepPlan, StepResult
 from engine_core.pooler import Pooler
+from engine_core.prefill_graphs import PrefillGraphs
 from engine_core.prefix_groups import MIN_ROWS, PrefixGroups, PrefixTiles, rows_per_tile
 from engine_core.prompt_scorer import PromptScorer
 from engine_core.rehearsal import rehearse
@@ -42,7 +45,7 @@ from ipc.messages import NO_LOGPROBS
 logger = logging.getLogger(__name__)
 
 GRAPH_MARGIN_BYTES = 1 << 30  # for captured graphs, kernels and what their libraries take
-SHARING_BUCKETS = slice(5, None, 4)  # of the others: from 32 rows, and fewer, for each is 0.2 s of the start
+SHARING_BUCKETS = slice(5, None, 4)  # of the others, from 32 rows: each is 0.2 s of the start with its kernels
 MANY_CUTS = 128  # rows up to which kernels for shared prefixes are cut in ever other ways: passes with prefill take any
 GATHER_FROM_DECODES = 64  # in a pass: with fewer it is over so soon that a prompt's wait counts for more
 NOT_FINITE = -1  # the device sampler's id for a row without finite logits
@@ -94,13 +97,14 @@ class CudaStep:
 
 
 class CudaRunner:
-    """engine_core.plan.Runner over a Decoder whose attention is a CudaAttention."""
+    """engine_core.plan.Runner over a Decoder whose attention this is."""
 
     gather_from = GATHER_FROM_DECODES
 
     def __init__(
         self,
         decoder: Decoder,
+        attention: CudaAttention,
         kv_cache: KvCache,
         state: BatchState,
         rules: DeviceRules,
@@ -131,6 +135,7 @@ class CudaRunner:
         self._sharing_graphs = DecodeGraphs(
             sorted({*buckets[SHARING_BUCKETS], max_draws}), partial(self._decode_pass, shares_prefixes=True)
         )
+        self._prefill_graphs = PrefillGraphs(decoder, attention, kv_cache.pools, self._mixed.device, max_batched_tokens)
         self._cut_buckets = [size for size in buckets if MIN_ROWS <= size <= MANY_CUTS]
         vocab_size = decoder.config.vocab_size
         self._logits = torch.zeros((max_draws, vocab_size), dtype=dtype, device=device)
@@ -157,6 +162,7 @@ class CudaRunner:
             for bucket in self._cut_buckets:
                 self._decodes.send_padding(bucket)
                 self._decode_pass(bucket, shares_prefixes=True)
+        self._prefill_graphs.capture(self._graphs.pool, self._beat)
         rehearse(self, self._state)
         torch.cuda.synchronize()
 
@@ -216,11 +222,15 @@ class CudaRunner:
         """(num_tokens, hidden_size), of which embeddings and the scores of prompts are made: never of rows that decode."""
         fields, num_tokens, num_decodes = self._mixed.device, plan.num_tokens, plan.num_decodes
         tiles = self._tiles_or_none(plan.rows[:num_decodes], plan.context_lens[:num_decodes])
-        metadata = self._mixed.send_mixed(plan, special, tiles)
+        size = self._prefill_graphs.size_or_none(num_tokens)
+        metadata = self._mixed.send_mixed(plan, special, size or num_tokens, tiles)
         token_ids = fields["token_ids"][:num_tokens]
         if num_decodes:
             token_ids[:num_decodes] = self._first_tokens(fields, num_decodes)
-        hidden = self._decoder(token_ids, fields["positions"][:num_tokens], self._pools, metadata)
+        if size is None:
+            hidden = self._decoder(token_ids, fields["positions"][:num_tokens], self._pools, metadata)
+        else:
+            hidden = self._prefill_graphs.run(num_tokens, size, metadata, is_eager=self.is_eager)
         if num_sampled:
             self._draw(hidden.index_select(0, fields["sampled"][:num_sampled]), fields)
         return hidden

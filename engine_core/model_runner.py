@@ -104,8 +104,9 @@ def _build_cuda_runner(
 
     engine, max_model_len = settings.engine, model.max_model_len
     rules = DeviceRules(state, config.vocab_size, device)  # before free memory is counted
+    attention = CudaAttention(backend, engine.block_size)
     decoder = Decoder(
-        config, weights, CudaAttention(backend, engine.block_size), max_model_len=max_model_len, dtype=dtype,
+        config, weights, attention, max_model_len=max_model_len, dtype=dtype,
         device=device, beat=beat, prepare_heads=FusedHeads,
     )  # fmt: skip
     scratch = allocate_kv_cache(
@@ -122,7 +123,8 @@ def _build_cuda_runner(
     if engine.speculative_config is not None:
         max_drafts = max_step_drafts(speculative_config(engine.speculative_config), engine.max_num_seqs)
     return CudaRunner(
-        decoder, kv_cache, state, rules, device, max_batched_tokens=engine.max_num_batched_tokens, max_drafts=max_drafts,
+        decoder, attention, kv_cache, state, rules, device,
+        max_batched_tokens=engine.max_num_batched_tokens, max_drafts=max_drafts,
         shares_prefixes=engine.enable_prefix_caching and not engine.disable_cascade_attn, beat=beat,
     )  # fmt: skip
 

@@ -116,9 +116,11 @@ class StepBuffers:
         self._put_table(rows, contexts + 1)
         self._send(bucket)
 
-    def send_mixed(self, plan: StepPlan, special: SpecialRows, tiles: PrefixTiles | None = None) -> CudaMetadata:
+    def send_mixed(
+        self, plan: StepPlan, special: SpecialRows, size: int, tiles: PrefixTiles | None = None
+    ) -> CudaMetadata:
         """Any plan, its drafts as entries; returns where its K/V lies. The tokens of its decodes are on the device already.
-        `tiles` are of them."""
+        Behind its tokens are others up to `size`, which store nothing. `tiles` are of the decodes."""
         state, lens = self._state, plan.num_new_tokens
         host = self._take_turns()
         n, num_tokens, block_size = len(plan.rows), plan.num_tokens, state.block_size
@@ -133,6 +135,8 @@ class StepBuffers:
         host["slots"][:num_tokens] = (
             state.block_table[rows, positions // block_size] * block_size + positions % block_size
         )
+        for field, padding in (("token_ids", 0), ("positions", 0), ("slots", NO_SLOT)):
+            host[field][num_tokens:size] = padding
         totals = plan.context_lens + lens
         host["rows"][:n] = plan.rows
         host["lengths"][:n] = totals

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine_core.attention.base import CudaMetadata, SharedPrefixes
+from engine_core.attention.base import CudaMetadata
 from engine_core.attention.choice import Name
 
 FILLS_THE_GPU = 64  # batch x K/V heads from which splitting keys no longer pays
@@ -18,7 +18,7 @@ class Kernels(Protocol):
     """k and v are (num_blocks, page, num_kv_heads, head_dim)."""
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor: ...
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata) -> Tensor: ...
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata, out: Tensor) -> None: ...
 
 
 class CudaAttention:
@@ -29,28 +29,38 @@ class CudaAttention:
         self._kernels = _kernels(name)
 
     def __call__(self, q: Tensor, kv: Tensor, pool: Tensor, metadata: CudaMetadata) -> Tensor:
-        from engine_core.attention.triton_decode import paged_decode  # Triton: not there on every CPU machine
+        if metadata.num_decodes == len(metadata.lengths):
+            return self._decode(q, pool, metadata).flatten(1)
+        out = torch.empty_like(q)
+        self.mixed(q, pool, metadata, out)
+        return out.flatten(1)
 
-        pages = pool.view(-1, self._block_size, *pool.shape[1:])
-        k, v = pages[:, :, 0], pages[:, :, 1]
-        if metadata.shared is not None:
-            return self._with_shared_prefixes(q, k, v, metadata, metadata.shared).flatten(1)
-        if metadata.num_decodes < len(metadata.lengths):
-            return self._kernels.mixed(q, k, v, metadata).flatten(1)
-        fills = len(q) * pool.shape[2] >= FILLS_THE_GPU and q.shape[2] >= 128
-        decode = self._kernels.decode if fills or self._name == "fa2" else paged_decode
-        return decode(q, k, v, metadata.block_table, metadata.lengths).flatten(1)
-
-    def _with_shared_prefixes(
-        self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata, shared: SharedPrefixes
-    ) -> Tensor:
+    def mixed(self, q: Tensor, pool: Tensor, metadata: CudaMetadata, out: Tensor) -> None:
+        """A step with prefill; `out` is like q and contiguous."""
         from engine_core.attention.triton_shared_prefix import shared_prefix_decode
 
+        k, v = self._pages(pool)
+        if metadata.shared is None or metadata.behind is None:
+            self._kernels.mixed(q, k, v, metadata, out)
+            return
         n = metadata.num_decodes
-        decoded = shared_prefix_decode(q[:n], k, v, metadata.block_table[:n], metadata.lengths[:n], shared)
-        if metadata.behind is None:
-            return decoded
-        return torch.cat((decoded, self._kernels.mixed(q[n:], k, v, metadata.behind)))
+        shared_prefix_decode(q[:n], k, v, metadata.block_table[:n], metadata.lengths[:n], metadata.shared, out[:n])
+        self._kernels.mixed(q[n:], k, v, metadata.behind, out[n:])
+
+    def _decode(self, q: Tensor, pool: Tensor, metadata: CudaMetadata) -> Tensor:
+        from engine_core.attention.triton_decode import paged_decode  # Triton: not there on every CPU machine
+        from engine_core.attention.triton_shared_prefix import shared_prefix_decode
+
+        k, v = self._pages(pool)
+        if metadata.shared is not None:
+            return shared_prefix_decode(q, k, v, metadata.block_table, metadata.lengths, metadata.shared)
+        fills = len(q) * pool.shape[2] >= FILLS_THE_GPU and q.shape[2] >= 128
+        decode = self._kernels.decode if fills or self._name == "fa2" else paged_decode
+        return decode(q, k, v, metadata.block_table, metadata.lengths)
+
+    def _pages(self, pool: Tensor) -> tuple[Tensor, Tensor]:
+        pages = pool.view(-1, self._block_size, *pool.shape[1:])
+        return pages[:, :, 0], pages[:, :, 1]
 
 
 def _kernels(name: Name) -> Kernels:

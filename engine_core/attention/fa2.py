@@ -19,12 +19,12 @@ class Fa2:
         )
         return out.squeeze(1)
 
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata) -> Tensor:
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata, out: Tensor) -> None:
         """Sequences with any number of new tokens, causal from the end."""
         cu_seqlens_k = torch.nn.functional.pad(metadata.lengths.cumsum(0, dtype=torch.int32), (1, 0))
         max_q = max(metadata.new_lens, default=1)
         max_k = metadata.block_table.shape[1] * k.shape[1]
-        out: Tensor = self._varlen(
-            q, k, v, metadata.cu_seqlens, cu_seqlens_k, max_q, max_k, causal=True, block_table=metadata.block_table
+        table = metadata.block_table
+        out.copy_(
+            self._varlen(q, k, v, metadata.cu_seqlens, cu_seqlens_k, max_q, max_k, causal=True, block_table=table)
         )
-        return out

@@ -43,14 +43,12 @@ class Fa4:
         self._call("decode", q.unsqueeze(1), k, v, out.unsqueeze(1), None, lengths, block_table, options)
         return out
 
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata) -> Tensor:
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata, out: Tensor) -> None:
         """Sequences with any number of new tokens, causal from the end."""
-        out = torch.empty_like(q)
         options = {
             "causal": True, "max_seqlen_q": VARLEN_MAX_Q, "max_seqlen_k": metadata.block_table.shape[1] * k.shape[1],
         }  # fmt: skip
         self._call("mixed", q, k, v, out, metadata.cu_seqlens, metadata.lengths, metadata.block_table, options)
-        return out
 
     def _call(
         self, kind: str, q: Tensor, k: Tensor, v: Tensor, out: Tensor,

@@ -13,9 +13,8 @@ class SdpaPrefill:
     def decode(self, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
         return paged_decode(q, k, v, block_table, lengths)
 
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata) -> Tensor:
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata, out: Tensor) -> None:
         num_decodes = metadata.num_decodes
-        out = torch.empty_like(q)
         if num_decodes:
             table, lengths = metadata.block_table[:num_decodes], metadata.lengths[:num_decodes]
             out[:num_decodes] = paged_decode(q[:num_decodes], k, v, table, lengths)
@@ -25,7 +24,6 @@ class SdpaPrefill:
             keys, values = (part[blocks].flatten(0, 1)[:total] for part in (k, v))
             out[first : first + new] = _attend(q[first : first + new], keys, values)
             first += new
-        return out
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -80,16 +80,22 @@ def _own_part(
 
 
 def shared_prefix_decode(
-    q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor, shared: SharedPrefixes
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    shared: SharedPrefixes,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """As triton_decode.paged_decode; every sequence is longer than the prefix it shares."""
+    """As triton_decode.paged_decode, in `out` if given; every sequence is longer than the prefix it shares."""
     n, num_heads, dim = q.shape
     page, num_kv = k.shape[1], k.shape[2]
     group, (num_tiles, rows) = num_heads // num_kv, shared.members.shape
     splits = num_splits(max(1, n // rows) * num_kv, num_processors(q.device))
     parts = torch.empty((n, num_heads, splits, dim), dtype=torch.float32, device=q.device)
     log_sums = torch.empty((n, num_heads, splits), dtype=torch.float32, device=q.device)
-    out = torch.empty_like(q)
+    out = torch.empty_like(q) if out is None else out
     keys, scale = keys_at_once(k), dim**-0.5 * LOG2_E
     strides = (block_table.stride(0), k.stride(0), k.stride(1), q.stride(0))
     _shared_part[(num_tiles, num_kv, splits)](

@@ -100,23 +100,26 @@ class Decoder:
         self._beat = beat
         self._embedding = weights.take("model.embed_tokens.weight", config.vocab_size, config.hidden_size).clone()
         self._rotary = Rotary(config.head_dim, max_model_len, config.hf_config, dtype, device)
-        self._layers = [
+        self.layers = [
             DecoderLayer(config, weights, f"model.layers.{number}", attention, prepare_heads)
             for number in range(config.num_layers)
         ]
-        self._norm = RmsNorm(weights.take("model.norm.weight", config.hidden_size), config.rms_norm_eps)
+        self.norm = RmsNorm(weights.take("model.norm.weight", config.hidden_size), config.rms_norm_eps)
         lm_head = self._lm_head_weight(weights)
         self._lm_head = Linear(lm_head, is_shared=lm_head is self._embedding)
         weights.finish()
 
     def __call__(self, token_ids: Tensor, positions: Tensor, pools: list[Tensor], metadata: StepMetadata) -> Tensor:
         """(num_tokens,) ids and positions, one K/V pool per layer → (num_tokens, hidden_size), normalized."""
-        hidden = self._embedding.index_select(0, token_ids)
-        cos, sin = self._rotary.rows(positions)
-        for layer, pool in zip(self._layers, pools, strict=True):
+        hidden, cos, sin = self.enter(token_ids, positions)
+        for layer, pool in zip(self.layers, pools, strict=True):
             hidden = layer(hidden, cos, sin, pool, metadata)
             self._beat()
-        return self._norm(hidden)
+        return self.norm(hidden)
+
+    def enter(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(num_tokens, hidden_size), and the cos and sin that all layers rotate by."""
+        return self._embedding.index_select(0, token_ids), *self._rotary.rows(positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(num_rows, hidden_size) → (num_rows, vocab_size) float32"""
@@ -174,13 +177,24 @@ class DecoderLayer:
 
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: StepMetadata) -> Tensor:
         """(num_tokens, hidden_size) → the same with this layer added; the memory of `hidden` may be reused."""
-        hidden = self._output.plus(self._attend(self._input_norm(hidden), cos, sin, pool, metadata), hidden)
-        return self._down.plus(silu_mul(self._gate_up(self._post_norm(hidden))), hidden)
+        return self.after_attention(self._attend(hidden, cos, sin, pool, metadata), hidden)
 
-    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: StepMetadata) -> Tensor:
-        heads = self._qkv(x).view(len(x), -1, self._head_dim)  # q, k, v heads
-        q, kv = self._prepare_heads(heads, cos, sin, pool, metadata.slot_mapping)
+    def _attend(self, hidden: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, metadata: StepMetadata) -> Tensor:
+        q, kv = self.before_attention(hidden, cos, sin, pool, metadata.slot_mapping)
         return self._attention(q, kv, pool, metadata)
+
+    def before_attention(
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, slots: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(num_tokens, hidden_size) → q and kv as engine_core.layers.heads gives them."""
+        x = self._input_norm(hidden)
+        heads = self._qkv(x).view(len(x), -1, self._head_dim)  # q, k, v heads
+        return self._prepare_heads(heads, cos, sin, pool, slots)
+
+    def after_attention(self, attended: Tensor, hidden: Tensor) -> Tensor:
+        """(num_tokens, num_heads * head_dim) → `hidden` with this layer added, on a GPU in its memory."""
+        hidden = self._output.plus(attended, hidden)
+        return self._down.plus(silu_mul(self._gate_up(self._post_norm(hidden))), hidden)
 
 
 def _fused_qkv(config: DecoderConfig, weights: Weights, name: str) -> Linear:
