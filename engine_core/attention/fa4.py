@@ -7,6 +7,7 @@ whole pages: K/V behind a sequence's end must be finite, so pools are zeroed whe
 """
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -26,11 +27,13 @@ Q, K, V, OUT, CU_SEQLENS_Q, SEQUSED_K, PAGE_TABLE = (
     9,
     10,
 )  # places among the compiled function's arguments
+CACHE_SWITCH = "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"  # keeps compiled kernels on disk, 2 to 4 s each
 VARLEN_MAX_Q = 1024  # a hint that picks the tiles of prefill
 
 
 class Fa4:
     def __init__(self) -> None:
+        os.environ.setdefault(CACHE_SWITCH, "1")  # read when the package is imported
         from flash_attn.cute import interface
 
         self._interface: Any = interface  # Any: the package is untyped
