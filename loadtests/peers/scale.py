@@ -1,9 +1,10 @@
 """Throughput by cores: tokenfleet with N workers on N cores, vllm-rs with N threads on the same N cores.
 
     loadtests/peers/install.sh
-    python -m loadtests.peers.scale [--cores 1 2 4 8] [--client-cores 6] [--paced] [--model FOLDER] [--out FILE.md]
+    python -m loadtests.peers.scale [--cores 1 2 4 8] [--client-cores 6] [--engines 1] [--paced] [--model FOLDER]
 
-The engine (sim, mock) has a core of its own, the client has its own cores; the front end, broker included, has the rest
+The engine (sim, mock) has a core of its own; with `--engines` tokenfleet has several, each with a core, for `sim` does all of
+a scheduler's work and the mock next to none. The client has its own cores; the front end, broker included, has the rest
 that it is given. Steps follow each other without a pause, so that the front end is what saturates, until the client or the
 engine does: `busy` is the share of its cores that the front end used. Two shapes: 32 in and 512 out by 1024 streams,
 and chats of 10 000 English tokens that were asked before, 16 out.
@@ -16,7 +17,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from loadtests import bench_client, report
@@ -39,12 +40,13 @@ def main() -> None:
     parser.add_argument("--client-cores", type=int, default=6)
     parser.add_argument("--model", type=Path, help="folder with a tokenizer; default: the embedded model")
     parser.add_argument("--streams", type=int, default=1024)
+    parser.add_argument("--engines", type=int, default=1, help="of tokenfleet; the mock is one")
     parser.add_argument("--paced", action="store_true", help="as many streams a core, at a pace")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     client = cores[-arguments.client_cores :]
-    engine, front = cores[0], cores[1 : -arguments.client_cores]
+    engine, front = cores[: arguments.engines], cores[arguments.engines : -arguments.client_cores]
     pin = ("taskset", "-c", ",".join(map(str, client)))
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -59,7 +61,9 @@ def main() -> None:
             if arguments.paced:
                 streams = STREAMS_PER_CORE * n
                 chat = Load(32, 512, 4 * streams, streams)
-            for name, start in starters(n, model, token_ids, PACE_MS if arguments.paced else 0.0).items():
+            for name, start in starters(
+                n, model, token_ids, engines=arguments.engines, step_ms=PACE_MS if arguments.paced else 0.0
+            ).items():
                 with start() as server:
                     server.wait_ready(timeout_s=120)
                     give_cores(server, engine, front[:n])
@@ -79,8 +83,8 @@ def main() -> None:
         arguments.out.write_text(text)
 
 
-def starters(n: int, model: str, token_ids: Path, step_ms: float) -> dict[str, Callable[[], Server]]:
-    flags = (*SIM, "--sim-step-ms", str(step_ms), "--log-level", "warning")
+def starters(n: int, model: str, token_ids: Path, *, engines: int, step_ms: float) -> dict[str, Callable[[], Server]]:
+    flags = (*SIM, "--sim-step-ms", str(step_ms), "--engines", str(engines), "--log-level", "warning")
     return {
         "tokenfleet": lambda: tokenfleet.start(LOG, model=model, workers=n, flags=flags),
         "vllm-rs": lambda: vllm_front_ends.start_rust(
@@ -89,12 +93,12 @@ def starters(n: int, model: str, token_ids: Path, step_ms: float) -> dict[str, C
     }
 
 
-def give_cores(server: Server, engine: int, front: Iterable[int]) -> None:
-    """Every thread of the engine to its core, every other one of the server to the front end's."""
+def give_cores(server: Server, engine: Sequence[int], front: Iterable[int]) -> None:
+    """Every thread of the engines to their cores, every other one of the server to the front end's."""
     front_pids = set(server.front_end_pids)
     for pid in [*server.pids, *server.beside]:
         for place in [pid, *(child for child in descendants(pid) if child != pid)]:
-            cores = front if place in front_pids else [engine]
+            cores = front if place in front_pids else engine
             for thread in Path(f"/proc/{place}/task").iterdir():
                 os.sched_setaffinity(int(thread.name), cores)
 
