@@ -37,8 +37,8 @@ class Prefills:
 
     def plan(self, budget: int, num_decodes: int, may_admit: bool, now_ns: int) -> list[tuple[int, int]]:
         """(row, chunk) for as many prefills as the budget of tokens allows: those under way and those admitted now."""
-        may_wait = 0 < self._gather_from <= num_decodes and not self.under_way
-        if (may_wait and self._had_room) or not (self.under_way or may_admit):
+        may_wait = self._had_room and 0 < self._gather_from <= num_decodes  # with room nothing was left under way
+        if may_wait or not (self.under_way or may_admit):
             self._had_room = False
             return []
         chunks = self._chunks(budget, may_admit, now_ns)
