@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check conformance kills ring-kills reload slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test oracle page-test clients ops-tools ops-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test lint check conformance kills ring-kills reload slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test oracle page-test clients ops-tools chromium ops-test monitoring-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-test picker-test partition-test group-test image clean
 
 install: $(STAMP)
@@ -37,7 +37,14 @@ ops-tools:
 	{ command -v prometheus && command -v promtool && command -v prometheus-alertmanager; } >/dev/null || { \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager; }
 
-ops-test: install ops-tools
+chromium:
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+
+# All that stands around a fleet: Prometheus, Alertmanager, the three balancers, the endpoint picker, a network that is cut.
+ops-test: monitoring-test balance-test picker-test partition-test
+
+# Every query of every dashboard, every alert.
+monitoring-test: install ops-tools
 	$(BIN)/python -m pytest -m ops tests/ops
 
 # Two fleets behind HAProxy, nginx and Envoy: streams, their spread, a drain under load.
@@ -57,7 +64,7 @@ monitoring: install
 	$(BIN)/python -m ops.monitoring
 
 # README's pictures: dashboards and `tokenfleet top`, of a fleet under load.
-pictures: install ops-tools
+pictures: install ops-tools chromium
 	$(BIN)/python -m loadtests.pictures --out ops/pictures
 
 # The peers' binaries, about 4 GB under .peers/; then every front end side by side.
@@ -123,8 +130,7 @@ oracle: install
 	$(BIN)/python -m pytest -m oracle tests/oracle
 
 # The page at / and README's pictures, in Chromium.
-page-test: install
-	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+page-test: install chromium
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[page]'
 	$(BIN)/python -m pytest -m ops tests/page
 

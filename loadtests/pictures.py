@@ -1,13 +1,16 @@
 """README's pictures of the dashboards and of `tokenfleet top`: a real fleet under load, seen by a real Prometheus.
 
-    python -m loadtests.pictures --out ops/pictures [--seconds 60]     (`make pictures`; needs `make ops-tools`)
+    python -m loadtests.pictures --out ops/pictures [--seconds 60]     (`make pictures`; needs `make ops-tools`, Chromium)
 
-The dashboards are drawn from the generated JSON, query by query, as plain SVG: there is no Grafana in it.
+The dashboards are drawn from the generated JSON, query by query, as plain SVG: there is no Grafana in it. Of each picture
+Chromium takes a screenshot, for those who cannot show SVG.
 """
 
 import argparse
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,18 +48,38 @@ def main() -> None:
             BackgroundLoad(port),
         ):
             time.sleep(arguments.seconds)
-            _take(prometheus, ops_port, arguments.out, arguments.seconds)
+            _draw(prometheus, ops_port, arguments.out, arguments.seconds)
     finally:
         fleet.terminate()
         fleet.wait(60)
+    for path in sorted(arguments.out.glob("*.svg")):
+        screenshot(path)
 
 
-def _take(prometheus: Prometheus, ops_port: int, out: Path, seconds: float) -> None:
+def _draw(prometheus: Prometheus, ops_port: int, out: Path, seconds: float) -> None:
     top = [sys.executable, "-m", "ops", "top", "--url", f"http://127.0.0.1:{ops_port}"]
     subprocess.run([*top, "--interval", "2", "--svg", str(out / "top.svg")], check=True)
     for path in sorted((OPS / "dashboards").glob("*.json")):
         board = json.loads(path.read_text())
         (out / f"{path.stem}.svg").write_text(picture(board, prometheus, seconds))
+
+
+def screenshot(path: Path) -> None:
+    """A PNG beside the SVG, in its own size."""
+    chromium = shutil.which("chromium")
+    assert chromium is not None, "make pictures installs it"
+    head = path.read_text()[:500]
+    size = re.search(r'width="(\d+)[^"]*" height="(\d+)|viewBox="0 0 (\d+)\S* (\d+)', head)
+    assert size is not None, head
+    width, height = (int(number) for number in size.groups() if number is not None)
+    subprocess.run(
+        [
+            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            f"--screenshot={path.with_suffix('.png').absolute()}", f"--window-size={width},{height}",
+            path.absolute().as_uri(),
+        ],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
 
 
 def _wait_until_ready(ops_port: int) -> None:

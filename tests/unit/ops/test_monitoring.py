@@ -1,4 +1,4 @@
-"""Dashboards, alerts and runbooks fit together and to what is exported. `make ops-test` asks Prometheus itself."""
+"""Dashboards, alerts and runbooks fit together and to what is exported. `make monitoring-test` asks Prometheus itself."""
 
 import re
 from pathlib import Path
