@@ -2,7 +2,8 @@
 # Lints the Dockerfile, builds the image with buildah, lets it answer one streamed chat as uid 10001, reports its size.
 # Neither a daemon nor a registry is needed: without BASE, a Debian 12 base is made by debootstrap (as root).
 #   BASE         a base image: docker.io/library/python:3.11-slim-bookworm, or one that the store has
-#   BUILD_FLAGS  more flags of `buildah bud`, e.g. --build-arg TORCH_INDEX=...
+#   BUILD_FLAGS  more flags of `buildah bud`: --build-arg TORCH_INDEX=..., or for an index or a certificate of your own
+#                --volume PIP.CONF:/etc/pip.conf:ro --volume CERTIFICATES:CERTIFICATES:ro
 #   STORE        where images and logs lie, default build/image
 #   OUT          also write the image here, as an OCI archive
 set -euo pipefail
@@ -47,7 +48,11 @@ try_image() {
 }
 
 mkdir -p "$STORE"
-if command -v hadolint >/dev/null; then hadolint image/Dockerfile; fi
+if command -v hadolint >/dev/null; then
+    hadolint image/Dockerfile
+else
+    echo "no hadolint here (make image installs it): the Dockerfile is not linted" >&2
+fi
 if [ -z "${BASE:-}" ]; then
     make_base
     BASE=localhost/debian12-python
