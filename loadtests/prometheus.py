@@ -83,13 +83,23 @@ class Prometheus(Daemon):
     """Scrapes ports of this host once a second."""
 
     def __init__(
-        self, folder: Path, ports: list[int], *, rules: Path | None = None, alertmanager: Alertmanager | None = None
+        self,
+        folder: Path,
+        ports: list[int],
+        *,
+        labels: dict[str, str] | None = None,
+        rules: Path | None = None,
+        alertmanager: Alertmanager | None = None,
     ) -> None:
+        """`labels` are added to every series, as a cluster's discovery does."""
         super().__init__(folder, "prometheus", "/-/ready")
         config: dict[str, Any] = {
             "global": {"scrape_interval": SCRAPE_INTERVAL, "evaluation_interval": SCRAPE_INTERVAL},
             "scrape_configs": [
-                {"job_name": "tokenfleet", "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}]}
+                {
+                    "job_name": "tokenfleet",
+                    "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports], "labels": labels or {}}],
+                }
             ],
         }
         if rules is not None:

@@ -14,11 +14,13 @@ import pytest
 
 from loadtests.prometheus import Alertmanager, Prometheus
 from ops.monitoring.__main__ import OPS, RULES
+from ops.monitoring.alerts import ALERTS
+from tests.chart.rendering import of_kind, render
 from tests.integration.fleet import Fleet
 
 pytestmark = pytest.mark.ops
 
-ALERTS = OPS / "alerts"
+RULES_FOLDER = OPS / "alerts"
 
 
 class Webhook(ThreadingHTTPServer):
@@ -57,9 +59,20 @@ def webhook() -> Iterator[Webhook]:
 @pytest.mark.parametrize("command", [["check", "rules", RULES], ["test", "rules", RULES.replace("yaml", "test.yaml")]])
 def test_promtool_agrees(command: list[str]) -> None:
     """The second runs each alert's own series: it fires, with its labels and texts, and it stays quiet."""
-    ended = subprocess.run(["promtool", *command], cwd=ALERTS, capture_output=True, text=True, check=False)
+    ended = subprocess.run(["promtool", *command], cwd=RULES_FOLDER, capture_output=True, text=True, check=False)
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_promtool_takes_the_alerts_as_the_chart_has_them(tmp_path: Path) -> None:
+    values = {"monitoring": {"prometheusRule": True, "runbookUrl": "https://wiki.example.com/tokenfleet"}}
+    path = tmp_path / "rules.yaml"
+    path.write_text(json.dumps(of_kind(render(values), "PrometheusRule")["spec"]))
+
+    ended = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"{len(ALERTS)} rules found" in ended.stdout
 
 
 def kill_worker(fleet: Fleet) -> None:
@@ -75,7 +88,9 @@ def test_a_worker_that_keeps_dying_reaches_the_webhook(tmp_path: Path, webhook: 
     with (
         Fleet(tmp_path / "fleet.log", "--engine", "sim", "--workers", "2", "--restart-backoff-max-s", "0.5") as fleet,
         Alertmanager(tmp_path / "am", url) as alertmanager,
-        Prometheus(tmp_path / "p", [fleet.ops_port], rules=ALERTS / RULES, alertmanager=alertmanager) as prometheus,
+        Prometheus(
+            tmp_path / "p", [fleet.ops_port], rules=RULES_FOLDER / RULES, alertmanager=alertmanager
+        ) as prometheus,
     ):
         fleet.wait_until(lambda: bool(prometheus.query('tokenfleet:restarts_total{role="worker"} == 0')), 20)
 

@@ -11,12 +11,14 @@ import pytest
 from loadtests.background_load import BackgroundLoad
 from loadtests.prometheus import Prometheus
 from ops.monitoring.__main__ import OPS
+from tests.chart.rendering import of_kind, render
 from tests.integration.fleet import Fleet
 from tests.ops import vllm_dashboards
 
 pytestmark = pytest.mark.ops
 
 FLAGS = ("--engine", "sim", "--engines", "2", "--workers", "2", "--sim-step-ms", "5", "--max-num-seqs", "8")
+OF_POD = {"namespace": "ns", "pod": "chat-tokenfleet-7d9f4-x2"}  # what a PodMonitor adds
 DEADLINE_S = 60.0
 
 
@@ -39,7 +41,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     folder = tmp_path_factory.mktemp("prometheus")
     with (
         Fleet(folder / "fleet.log", *FLAGS) as fleet,
-        Prometheus(folder / "data", [fleet.ops_port]) as prometheus,
+        Prometheus(folder / "data", [fleet.ops_port], labels=OF_POD) as prometheus,
         BackgroundLoad(fleet.port),
     ):
         fleet.wait_until(lambda: bool(prometheus.query("vllm:num_requests_running")), 20)
@@ -82,3 +84,15 @@ def test_a_scraper_that_prefers_openmetrics_gets_names_with_their_colon(promethe
 def test_endpoint_pickers_find_one_series_per_gauge_for_two_engines(prometheus: Prometheus) -> None:
     for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
         assert len(prometheus.query(name)) == 1
+
+
+def test_the_charts_scaler_asks_for_the_requests_in_flight(prometheus: Prometheus) -> None:
+    """KEDA's query, as helm renders it for release `chat` in namespace `ns`."""
+    values = {"autoscaling": {"kind": "keda", "kedaPrometheusAddress": prometheus.url}}
+    query = of_kind(render(values), "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not any(float(one["value"][1]) > 0 for one in prometheus.query(query)):
+        assert time.monotonic() < deadline_s, "nothing is in flight"
+        time.sleep(0.2)
+    assert prometheus.query(query.replace("chat-tokenfleet", "other")) == []
