@@ -117,7 +117,9 @@ def test_every_worker_finds_what_another_stored(connections: dict[int, httpx.Cli
     made = maker.post("/v1/responses", json={"input": "one", "max_output_tokens": 8}).json()
 
     assert other.get(f"/v1/responses/{made['id']}").json() == made
-    second = other.post("/v1/responses", json={"input": "two", "previous_response_id": made["id"]})
+    second = other.post(
+        "/v1/responses", json={"input": "two", "previous_response_id": made["id"], "max_output_tokens": 8}
+    )
     assert second.status_code == 200
     assert other.delete(f"/v1/responses/{made['id']}").json()["deleted"] is True
     assert maker.get(f"/v1/responses/{made['id']}").status_code == 404
