@@ -32,7 +32,7 @@ INSTRUMENTS = (
         "gauge", "process_resident_memory_bytes", "Resident memory of all processes: shared pages count in each."
     ),
     Instrument("gauge", "process_start_time_seconds", "Unix time at which the supervisor began."),
-    Instrument("gauge", "vllm:lora_requests_info", "LoRA adapters, as labels: there are none. The value is the time."),
+    Instrument("gauge", "vllm:lora_requests_info", "LoRA adapters that are loaded, as labels. The value is the time."),
 )
 
 
@@ -104,8 +104,10 @@ class FleetMetrics:
         *,
         num_workers: int,
         heartbeat_timeout_s: float,
+        adapters: Sequence[str] = (),
     ) -> None:
-        """`rings[engine][slot]` are the token rings, to be read only; there is one slot more than workers."""
+        """`rings[engine][slot]` are the token rings, to be read only; there is one slot more than workers. `adapters` are in
+        every engine from its start on: pickers find them as running ones."""
         writer = MetricsWriter(view, INSTRUMENTS)
         self._page, self._rings = page, rings
         roles = {"broker": [page.broker], "engine": page.engines, "worker": page.workers}
@@ -118,8 +120,12 @@ class FleetMetrics:
         ]
         self._draining = writer.gauge("tokenfleet:draining_seconds")
         self._resident = writer.gauge("process_resident_memory_bytes")
-        adapters = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
-        self._lora_info = writer.gauge("vllm:lora_requests_info", **adapters)
+        self._lora_info = writer.gauge(
+            "vllm:lora_requests_info",
+            max_lora=str(len(adapters)),
+            running_lora_adapters=",".join(adapters),
+            waiting_lora_adapters="",
+        )
         writer.gauge("process_start_time_seconds").set(time.time())
         self._drain_began_s: float | None = None
         self._next_processes_s = 0.0

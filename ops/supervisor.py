@@ -19,6 +19,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from config.load import ConfigError, Configuration
+from config.lora import lora_paths
 from config.model_folder import ModelFolder
 from config.reload import reloaded
 from config.settings import OpsSettings, Settings
@@ -82,6 +83,7 @@ class Supervisor:
             resources.ring_views,
             num_workers=resources.num_workers,
             heartbeat_timeout_s=settings.ops.heartbeat_timeout_s,
+            adapters=tuple(lora_paths(settings.engine.lora_modules)),
         )
         self._should_stop = asyncio.Event()
         self._has_failed = asyncio.Event()  # a process has given up

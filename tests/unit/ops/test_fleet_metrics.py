@@ -1,6 +1,7 @@
 """The fleet as its supervisor sees it from outside."""
 
 import os
+import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,7 +28,14 @@ class Rig:
         for ring in self.rings:
             format_ring(ring, RING_BYTES)
         self._segment = create_metrics_segment("supervisor")
-        self.metrics = FleetMetrics(self._segment.view, self.page, [self.rings], num_workers=2, heartbeat_timeout_s=1.0)
+        self.metrics = FleetMetrics(
+            self._segment.view,
+            self.page,
+            [self.rings],
+            num_workers=2,
+            heartbeat_timeout_s=1.0,
+            adapters=["law", "poems"],
+        )
 
     def samples(self) -> dict[str, float]:
         self.metrics.publish()
@@ -96,3 +104,11 @@ def test_a_drain_has_an_age(rig: Rig) -> None:
     rig.samples()
 
     assert before == 0 < rig.samples()["tokenfleet:draining_seconds[]"]
+
+
+def test_adapters_are_what_a_picker_looks_for(rig: Rig) -> None:
+    """Its labels: max_lora, running_lora_adapters, waiting_lora_adapters."""
+    found = {name: value for name, value in rig.samples().items() if name.startswith("vllm:lora_requests_info")}
+
+    assert list(found) == ["vllm:lora_requests_info['', '2', 'law,poems']"]
+    assert found.popitem()[1] == pytest.approx(time.time(), abs=60)
