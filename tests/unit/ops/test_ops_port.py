@@ -27,13 +27,16 @@ def fleet_view(page: FleetPage) -> FleetView:
     return FleetView(page, [create_metrics_segment(str(number)).view for number in range(5)])
 
 
+OPENMETRICS = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
+
+
 def ask(page: FleetPage, path: str, *, method: str = "GET", has_started: bool = True) -> httpx.Response:
     port = OpsPort(page, Exposition([]), fleet_view(page), heartbeat_timeout_s=1.0, engine_step_timeout_s=100.0)
     port.has_started = has_started
 
     async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(port), base_url="http://ops") as client:
-            return await client.request(method, path)
+            return await client.request(method, path, headers=OPENMETRICS)
 
     return asyncio.run(send())
 
