@@ -41,8 +41,11 @@ parity-test: install
 timed-test: install
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(FAST) tests/parity)
 
-# All that .ci/run's tests want to be installed.
-tools: chart-tools ops-tools balance-tools partition-tools $(addprefix $(VENV)/.extra-,picker locust)
+# All that .ci/run's tests want to be installed, the extras at once.
+tools: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[chart,balancers,picker,locust]'
+	touch $(addprefix $(VENV)/.extra-,chart balancers picker locust)
+	$(MAKE) chart-tools ops-tools balance-tools partition-tools
 
 lint: install
 	$(BIN)/ruff check .
