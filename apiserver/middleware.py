@@ -37,7 +37,8 @@ CLIENT_CLOSED = 499  # nginx's code for a client that left; only in the log and 
 
 class RequestMiddleware:
     """`scope["state"]` gets `request_id`, `log`, a dict whose entries end up in the request's log line, and with several API
-    keys `fair_key`, which of them it was; where there are keys, `key_digest`, the SHA-256 of the one that was given."""
+    keys `fair_key`, which of them it was; where there are keys, `key_digest`, the SHA-256 of the one that was given.
+    Routes that generate leave `describe` there, which gives more entries: asked only where somebody wants to know."""
 
     def __init__(
         self,
@@ -92,7 +93,8 @@ class RequestMiddleware:
             await send_error(send_with_id, _in_form_of(scope, GenerationFailed("internal error")))
         finally:
             if holder is not None:
-                self._keyring.end(holder, log.get("prompt_tokens", 0) + log.get("completion_tokens", 0))
+                answer = _described(scope)
+                self._keyring.end(holder, answer.get("prompt_tokens", 0) + answer.get("completion_tokens", 0))
             self._report(scope, request_id, status or CLIENT_CLOSED, time.monotonic() - started_s, response_bytes, log)
 
     def _check_key(self, scope: Scope) -> Holder | None:
@@ -128,7 +130,8 @@ class RequestMiddleware:
             request_bytes = _declared_bytes(scope["headers"])
             self._metrics.on_http(scope["method"], handler, status, duration_s, request_bytes, response_bytes)
         level = logging.DEBUG if path in QUIET else logging.INFO
-        is_slow = duration_s > self._metrics.slow.floor_s and "finish" in log  # the first of a minute are slow, too
+        state = scope["state"]
+        is_slow = duration_s > self._metrics.slow.floor_s and "describe" in state  # the first of a minute are slow, too
         is_traced = self._tracer is not None and path not in UNCOUNTED
         if not is_slow and not is_traced and not is_shown(level):
             return
@@ -139,13 +142,21 @@ class RequestMiddleware:
             "status": status,
             "duration_ms": round(duration_s * 1e3, 1),
             **log,
+            **_described(scope),
         }
         if is_slow:
             self._metrics.slow.offer(duration_s, fields)
         if self._tracer is not None and is_traced:
-            self._tracer.record(scope["headers"], fields, scope["state"].get("generation"))
+            self._tracer.record(scope["headers"], fields, state.get("generation"))
         if is_shown(level):
             log_request(level, fields)
+
+
+def _described(scope: Scope) -> dict[str, Any]:
+    """Of an answer that was generated, as far as it went; of any other nothing."""
+    describe = scope["state"].get("describe")
+    fields: dict[str, Any] = {} if describe is None else describe()
+    return fields
 
 
 def _id_header_names(path: str) -> tuple[bytes, ...]:

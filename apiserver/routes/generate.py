@@ -91,7 +91,6 @@ async def answer(
     """Generate and answer, as a stream of events or as one body. Raises ApiError while a status can be sent. Without
     `events` the request asks neither for a stream nor for logprobs; without `kinds` the answer is text."""
     state = scope["state"]
-    log: dict[str, Any] = state["log"]
     state["generation"] = request
     if request.kv_transfer_params and services.settings.engine.engine != "vllm":
         raise InvalidRequest("kv_transfer_params is served by the engine vllm only", param="kv_transfer_params")
@@ -113,13 +112,19 @@ async def answer(
         try:
             await response.run(scope, receive, send)
         finally:
-            usage = response.usage or generation.usage_of(request, response.choices)
-            _log(log, state["started_s"], request, response.choices, usage, response.was_disconnected)
+            state["describe"] = partial(
+                _described,
+                state["started_s"],
+                request,
+                response.choices,
+                response.usage,
+                is_disconnected=response.was_disconnected,
+            )
         return
     kind = kinds.collected if kinds is not None else CollectedChoice
     choices = await collect(request, texts, client, metrics, scope, receive, kind)
     if choices is None:
-        log["is_disconnected"] = True
+        state["log"]["is_disconnected"] = True
         raise ClientLeft
     if request.has_logprobs:
         assert events is not None
@@ -131,7 +136,7 @@ async def answer(
             first = detailed[place - place % request.n]
             choice.describe(request, request.details, first.prompt_scores, cast(PromptEvents, events))
     usage = generation.usage_of(request, choices)
-    _log(log, state["started_s"], request, choices, usage, False)
+    state["describe"] = partial(_described, state["started_s"], request, choices, usage)
     await send_body(send, body(response_id, model, choices, usage))
 
 
@@ -148,37 +153,35 @@ def _text_stream(request: GenerationRequest, services: Services) -> TextStream:
     )
 
 
-def _log(
-    log: dict[str, Any],
+def _described(
     started_s: float,
     request: GenerationRequest,
     choices: Sequence[Choice],
-    usage: Usage,
-    is_disconnected: bool,
-) -> None:
-    """Counts and times only: never text."""
-    log.update(
-        is_stream=request.is_stream,
-        num_choices=len(choices),
-        prompt_tokens=usage.prompt_tokens,
-        cached_tokens=usage.cached_tokens,
-        completion_tokens=usage.completion_tokens,
-        finish=",".join(sorted({_ending(choice) for choice in choices})),
-    )
-    _log_stages(log, started_s, choices)
-    if is_disconnected:
-        log["is_disconnected"] = True
-
-
-def _log_stages(log: dict[str, Any], started_s: float, choices: Sequence[Choice]) -> None:
-    """Those of the choice that took the engine longest."""
-    log["preprocess_ms"] = generation.tenths_of_ms(int((choices[0].submitted_s - started_s) * 1e6))
+    usage: Usage | None,
+    *,
+    is_disconnected: bool = False,
+) -> dict[str, Any]:
+    """What the log line says of an answer, counts and times only, never text; of the stages those of the choice that took
+    the engine longest."""
+    usage = usage or generation.usage_of(request, choices)
+    fields: dict[str, Any] = {
+        "is_stream": request.is_stream,
+        "num_choices": len(choices),
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "finish": ",".join(sorted({_ending(choice) for choice in choices})),
+        "preprocess_ms": generation.tenths_of_ms(int((choices[0].submitted_s - started_s) * 1e6)),
+    }
     stages = generation.stages_of(choices)
     if stages is not None:
-        log["queue_ms"], log["prefill_ms"], log["decode_ms"] = stages.queue, stages.prefill, stages.decode
+        fields["queue_ms"], fields["prefill_ms"], fields["decode_ms"] = stages.queue, stages.prefill, stages.decode
     ttfts_s = [choice.ttft_s for choice in choices if choice.ttft_s is not None]
     if ttfts_s:
-        log["ttft_ms"] = generation.tenths_of_ms(int(min(ttfts_s) * 1e6))
+        fields["ttft_ms"] = generation.tenths_of_ms(int(min(ttfts_s) * 1e6))
+    if is_disconnected:
+        fields["is_disconnected"] = True
+    return fields
 
 
 def _ending(choice: Choice) -> str:

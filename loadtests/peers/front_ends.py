@@ -5,8 +5,8 @@
 
 Each stands before an engine that computes nothing (tokenfleet's `sim`, the mock engine for vLLM's) and paces the same
 steps. CPU is user + system time of every process of the front end but the engine, from /proc, over the whole load
-divided by the tokens or requests the client received, so a request's fixed cost is in a token's. Alternating rounds;
-the ratios compare figures of one round. With `--bridged` tokenfleet stands before the mock engine too, through its engine
+divided by the tokens or requests the client received, so a request's fixed cost is in a token's. No side logs requests.
+Alternating rounds; the ratios compare figures of one round. With `--bridged` tokenfleet stands before the mock engine too, through its engine
 `vllm`, whose process then counts as the front end's. Loopback charges the sender for part of the receiver's work: all sides
 alike.
 """
@@ -65,8 +65,10 @@ SIM = (
     "--max-num-seqs",
     "4096",
     "--max-num-batched-tokens",
-    "1000000",
-)  # the mock has no such bounds
+    "1000000",  # the mock has no such bounds
+    "--log-level",
+    "warning",  # a line for every request is what the rivals leave out, too, unless told otherwise
+)
 
 
 @dataclass

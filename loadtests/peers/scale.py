@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def starters(n: int, model: str, token_ids: Path, *, engines: int, step_ms: float) -> dict[str, Callable[[], Server]]:
-    flags = (*SIM, "--sim-step-ms", str(step_ms), "--engines", str(engines), "--log-level", "warning")
+    flags = (*SIM, "--sim-step-ms", str(step_ms), "--engines", str(engines))
     return {
         "tokenfleet": lambda: tokenfleet.start(LOG, model=model, workers=n, flags=flags),
         "vllm-rs": lambda: vllm_front_ends.start_rust(

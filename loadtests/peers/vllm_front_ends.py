@@ -78,7 +78,7 @@ def fleet_command(model: str, port: int, handshake_port: int, *, workers: int, f
     return [
         sys.executable, "-m", "ops", "serve", model, "--port", str(port), "--ops-port", "0", "--workers", str(workers),
         "--served-model-name", MODEL_NAME, "--max-num-seqs", "4096", "--engine", "vllm",
-        "--vllm-handshake", f"tcp://127.0.0.1:{handshake_port}", *flags,
+        "--vllm-handshake", f"tcp://127.0.0.1:{handshake_port}", "--log-level", "warning", *flags,
     ]  # fmt: skip
 
 
@@ -91,11 +91,11 @@ def rust_command(model: str, port: int, handshake_port: int, *, binary: Path = V
 
 
 def python_command(model: str, port: int, handshake_port: int, *, flags: Sequence[str] = ()) -> list[str]:
-    """One process, as `vllm serve` starts it by default."""
+    """One process, as `vllm serve` starts it by default, but for a log line per request, which the others do not write."""
     return [
         str(VLLM), "serve", model, "--served-model-name", MODEL_NAME, "--data-parallel-size-local", "0",
         "--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port", str(handshake_port),
-        "--host", "127.0.0.1", "--port", str(port), *flags,
+        "--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log", *flags,
     ]  # fmt: skip
 
 
