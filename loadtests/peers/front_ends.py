@@ -6,9 +6,9 @@
 Each stands before an engine that computes nothing (tokenfleet's `sim`, the mock engine for vLLM's) and paces the same
 steps. CPU is user + system time of every process of the front end but the engine, from /proc, over the whole load
 divided by the tokens or requests the client received, so a request's fixed cost is in a token's. No side logs requests.
-Alternating rounds; the ratios compare figures of one round. With `--bridged` tokenfleet stands before the mock engine too, through its engine
-`vllm`, whose process then counts as the front end's. Loopback charges the sender for part of the receiver's work: all sides
-alike.
+Alternating rounds; the ratios compare figures of one round. With `--bridged` tokenfleet stands before the mock engine too,
+through its engine `vllm`, whose process then counts as the front end's. Loopback charges the sender for part of the
+receiver's work: all sides alike.
 """
 
 import argparse
