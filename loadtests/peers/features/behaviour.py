@@ -274,7 +274,8 @@ def _speculation(rig: Rig) -> Found:
     found = re.search(r"^vllm:spec_decode_num_accepted_tokens_total\{.*\} (\S+)", text, re.MULTILINE)
     accepted = float(found[1]) if found else 0
     return Found(
-        "partly" if accepted else "no", f"by prompt lookup, on a CPU: {accepted:.0f} guessed tokens were right"
+        "partly" if accepted else "no",
+        f"by prompt lookup, which needs no second model: {accepted:.0f} guessed tokens were right",
     )
 
 
