@@ -1,4 +1,4 @@
-"""A whole fleet scraped twenty times a second, as an endpoint picker does it: CPU of the processes that answer per scrape, and
+"""A whole fleet scraped all the time, as an endpoint picker does it: CPU of the processes that answer per scrape, and
 how long an answer takes.
 
     python -m loadtests.scrapes [--workers 16] [--scrapes 200]
@@ -16,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ipc.exposition import MAX_AGE_S
 from loadtests.background_load import BackgroundLoad
 from loadtests.chaos.fleet import SimFleet
 from loadtests.processes import cpu_time
 from loadtests.report import machine, quantile_of, table
 
-EVERY_S = 0.05
+EVERY_S = MAX_AGE_S + 0.005  # twenty times a second some scrapes find the last rendering: here none does
 FLAGS = ("--sim-step-ms", "20", "--log-level", "warning")
 LOAD_S = 1.0
 
