@@ -71,14 +71,18 @@ def live_screens(ops_url: str) -> str:
     process = subprocess.Popen(command, stdin=far_end, stdout=far_end, stderr=far_end, env=environment())
     os.close(far_end)
     drawn = b""
-    while drawn.count(b"tok/s") < 6:  # two a screen: in the head and over a column
-        drawn += os.read(terminal, 65536)
-    process.send_signal(signal.SIGINT)
-    with contextlib.suppress(OSError):  # EIO: nobody is at the far end any more
-        while piece := os.read(terminal, 65536):
-            drawn += piece
-    os.close(terminal)
-    assert process.wait(20) == 0
+    try:
+        while drawn.count(b"tok/s") < 6:  # two a screen: in the head and over a column
+            drawn += os.read(terminal, 65536)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # EIO: nobody is at the far end any more
+            while piece := os.read(terminal, 65536):
+                drawn += piece
+        assert process.wait(20) == 0
+    finally:
+        os.close(terminal)
+        process.kill()
+        process.wait()
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn.decode(errors="replace"))
 
 
