@@ -4,6 +4,7 @@ Two looks at the ops port's /fleet make one screen; the fleet computes nothing f
 numbers for scripts.
 """
 
+import signal
 import sys
 import time
 import urllib.error
@@ -213,12 +214,10 @@ def _show_live(ops_url: str, before: Snapshot, interval_s: float) -> None:
 
     from ops.top_screen import drawn
 
+    interrupt = {signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, interrupt)  # it ends a wait: in the middle of drawing it can be lost
     with Live(screen=True, auto_refresh=False) as live:
-        try:
-            while True:
-                time.sleep(interval_s)
-                now = fetch(ops_url)
-                live.update(drawn(screen_of(before, now)), refresh=True)
-                before = now
-        except KeyboardInterrupt:
-            pass
+        while signal.sigtimedwait(interrupt, interval_s) is None:
+            now = fetch(ops_url)
+            live.update(drawn(screen_of(before, now)), refresh=True)
+            before = now
