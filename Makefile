@@ -27,12 +27,15 @@ $(VENV)/.extra-%: $(STAMP)
 serve: install
 	$(BIN)/tokenfleet serve
 
+# In three parts: in the first two nothing depends on how long it takes, so they bear other work beside them. `make -j4 test
+# BESIDE="ops-test lint"` runs them and those targets at once, then the third alone.
+BESIDE :=
 test: install
-	$(BIN)/python -m pytest
+	$(MAKE) fast-test parity-test $(BESIDE)
+	$(MAKE) timed-test
 
-# The same in three parts. In the first two nothing depends on how long it takes: they bear other work beside them.
 FAST := tests/unit tests/property tests/golden tests/doorbell tests/chart
-fast-test: chart-tools
+fast-test: install
 	$(BIN)/python -m pytest $(FAST)
 
 parity-test: install
@@ -63,7 +66,9 @@ chromium:
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 
 # All that stands around a fleet: Prometheus, Alertmanager, the three balancers, the endpoint picker, a network that is cut.
-ops-test: monitoring-test balance-test picker-test partition-test
+OPS := monitoring-test balance-test picker-test partition-test
+ops-test: install
+	$(MAKE) -j1 $(OPS)
 
 # Every query of every dashboard and of the chart, every alert.
 monitoring-test: chart-tools ops-tools
