@@ -9,7 +9,7 @@ from apiserver.answer_details import AnswerDetails
 from apiserver.detailed_choice import detailed_choice_of
 from ipc.record import FinishCode
 from tests.unit.apiserver.in_process import SMILE, SPECIAL, finish
-from tests.unit.apiserver.test_event_stream import COMMA, HELLO, JAPAN, WORLD, Server, events, request, run
+from tests.unit.apiserver.stream_rig import COMMA, HELLO, JAPAN, WORLD, Server, events, request, run
 from tests.unit.apiserver.worker_rig import CHATML, TEXT, WorkerRig, events_of, make_model_folder
 
 THINKING = CHATML + "{% if add_generation_prompt %}{{ '<think>\\n' }}{# closed by </think> #}{% endif %}"

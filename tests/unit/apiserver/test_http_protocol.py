@@ -16,7 +16,7 @@ import uvloop
 from apiserver.http_protocol import FleetHttpProtocol
 from ipc.messages import Abort, make_stream_id
 from tests.unit.apiserver.in_process import finish
-from tests.unit.apiserver.test_event_stream import HELLO, WORLD, Server
+from tests.unit.apiserver.stream_rig import HELLO, WORLD, Server
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\n{}"
 PATIENCE_S = 10

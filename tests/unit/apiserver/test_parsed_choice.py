@@ -14,7 +14,7 @@ from apiserver.schema.responses import ChatEvents
 from ipc.messages import SamplingParams
 from ipc.record import FinishCode, Scored
 from tests.unit.apiserver.in_process import SMILE, Connection, NoDecoder, Worker, finish, token_table
-from tests.unit.apiserver.test_event_stream import BUFFER_BYTES, events, request, run
+from tests.unit.apiserver.stream_rig import BUFFER_BYTES, events, request, run
 
 HELLO, WORLD, COMMA, JAPAN = range(4)
 ST, OP = 8, 9

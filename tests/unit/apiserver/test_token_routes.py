@@ -18,7 +18,7 @@ from config.settings import ServerSettings
 from ipc.messages import Generate
 from ipc.record import FinishCode, Scored
 from tests.unit.apiserver.in_process import SMILE, SPECIAL, NoDecoder, finish, token_table
-from tests.unit.apiserver.test_event_stream import COMMA, HELLO, JAPAN, WORLD, Server, request, run
+from tests.unit.apiserver.stream_rig import COMMA, HELLO, JAPAN, WORLD, Server, request, run
 from tests.unit.apiserver.worker_rig import (
     MAX_MODEL_LEN,
     TEXT,
