@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test fast-test parity-test answer-test timed-test tools lint check conformance kills ring-kills reload slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test oracle page-test clients ops-tools chromium ops-test monitoring-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test fast-test parity-test timed-test tools lint check conformance kills ring-kills reload slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test oracle page-test clients ops-tools chromium ops-test monitoring-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-tools balance-test picker-test partition-tools partition-test group-test image clean
 
 install: $(STAMP)
@@ -27,11 +27,11 @@ $(VENV)/.extra-%: $(STAMP)
 serve: install
 	$(BIN)/tokenfleet serve
 
-# In four parts: in the first three nothing depends on how long it takes, so they bear other work beside them. `make -j4 test
-# BESIDE="ops-test lint"` runs them and those targets at once, then the fourth alone.
+# In three parts: in the first two nothing depends on how long it takes, so they bear other work beside them. `make -j4 test
+# BESIDE="ops-test lint"` runs them and those targets at once, then the third alone.
 BESIDE :=
 test: install
-	$(MAKE) parity-test fast-test answer-test $(BESIDE)
+	$(MAKE) fast-test parity-test $(BESIDE)
 	$(MAKE) timed-test
 
 FAST := tests/unit tests/property tests/golden tests/doorbell tests/chart
@@ -41,13 +41,8 @@ fast-test: install
 parity-test: install
 	$(BIN)/python -m pytest tests/parity
 
-ANSWERS := $(addprefix tests/integration/test_, conformance.py prompt_logprobs.py structured_output.py tools.py reasoning.py \
-	embeddings.py speculation.py responses.py anthropic_client.py)
-answer-test: install
-	$(BIN)/python -m pytest $(ANSWERS)
-
 timed-test: install
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(FAST) tests/parity $(ANSWERS))
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(FAST) tests/parity)
 
 # All that .ci/run's tests want to be installed, the extras at once.
 tools: install
