@@ -145,12 +145,8 @@ def _shown(value: object) -> str:
     """Bare when it is one word, quoted otherwise: a line is split at its spaces, and never ends early."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    return str(value) if isinstance(value, int) else _word(str(value))
-
-
-@lru_cache(maxsize=256)
-def _word(text: str) -> str:
-    if _PLAIN_WORD.fullmatch(text):
+    text = str(value)
+    if isinstance(value, int) or (text.isalnum() and text.isascii()) or _PLAIN_WORD.fullmatch(text):
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
