@@ -203,5 +203,5 @@ class Heart:
         self._cell.has_work = client.num_streams > 0
         self.show_state()
         self._cell.beat()
-        self._due_s = now_s + self._every_s
+        self._due_s = self._loop.time() + self._every_s  # its clock stands still during a turn, and timers go by it
         self._timer = self._loop.call_later(self._every_s, self._beat)
