@@ -64,8 +64,8 @@ def test_under_load_every_row_has_its_figures(tmp_path: Path) -> None:
 
 def live_screens(ops_url: str) -> str:
     """What `tokenfleet top` draws in a terminal within some looks, until it is interrupted."""
-    default = ["env", "--default-signal=INT"]  # whoever runs in the background inherits that it is ignored
-    command = [*default, sys.executable, "-m", "ops", "top", "--url", ops_url, "--interval", "0.3"]
+    ignoring = ["env", "--ignore-signal=INT"]  # as whoever a shell has started in the background inherits it
+    command = [*ignoring, sys.executable, "-m", "ops", "top", "--url", ops_url, "--interval", "0.3"]
     terminal, far_end = pty.openpty()
     fcntl.ioctl(far_end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 160, 0, 0))
     process = subprocess.Popen(command, stdin=far_end, stdout=far_end, stderr=far_end, env=environment())

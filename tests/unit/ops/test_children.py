@@ -66,6 +66,21 @@ def test_gauges_of_a_dead_process_are_cleared_and_its_counters_stay(cell: Cell) 
     }
 
 
+def test_a_death_is_told_when_the_page_has_it(cell: Cell) -> None:
+    told: list[bool] = []
+    child = Child(
+        "worker 0",
+        cell,
+        spawner("raise SystemExit(3)"),
+        max_backoff_s=0.01,
+        on_death=lambda: told.append(cell.is_alive),
+    )
+
+    asyncio.run(asyncio.wait_for(child.keep(), 20))
+
+    assert told == [False]
+
+
 def test_who_was_told_to_leave_leaves_a_vacant_place_even_if_it_had_to_be_killed(cell: Cell) -> None:
     child = Child("worker 0", cell, spawner("import signal; signal.pause()", cell), max_backoff_s=0.01)
 
