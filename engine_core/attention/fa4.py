@@ -1,20 +1,25 @@
 """flash-attn-4: the compiled kernels, called directly. Hopper. Any page size; 128 tokens take its TMA path, which is a tenth
 faster.
 
-The package's own entry costs 62 to 95 us of Python a call, the compiled function 6.5 us: the first call of each kind
-goes through the entry and is recorded, later ones call what was recorded with tensors of their own. The kernel reads
+The package's own entry costs 62 to 95 us of Python a call, the compiled function 6.5 us: the first call of each kind goes
+through the entry and is recorded, later ones call what was recorded with tensors of their own. So do later processes
+(engine_core.attention.kept_kernels), which import the package only for a kernel they have never had. The kernel reads
 whole pages: K/V behind a sequence's end must be finite, so pools are zeroed when they are allocated.
 """
 
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine_core.attention.base import CudaMetadata
+from engine_core.attention.kept_kernels import SWITCH, Kernel, kept_kernels_or_none
 
 logger = logging.getLogger(__name__)
 
@@ -27,17 +32,15 @@ Q, K, V, OUT, CU_SEQLENS_Q, SEQUSED_K, PAGE_TABLE = (
     9,
     10,
 )  # places among the compiled function's arguments
-CACHE_SWITCH = "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"  # keeps compiled kernels on disk, 2 to 4 s each
+OURS = frozenset((Q, K, V, OUT, CU_SEQLENS_Q, SEQUSED_K, PAGE_TABLE))
 VARLEN_MAX_Q = 1024  # a hint that picks the tiles of prefill
 
 
 class Fa4:
     def __init__(self) -> None:
-        os.environ.setdefault(CACHE_SWITCH, "1")  # read when the package is imported
-        from flash_attn.cute import interface
-
-        self._interface: Any = interface  # Any: the package is untyped
-        self._held: dict[str, tuple[Callable[..., Any], list[Any]]] = {}
+        os.environ.setdefault(SWITCH, "1")  # 2 to 4 s each; the package reads it when it is imported
+        self._kept = kept_kernels_or_none()
+        self._held: dict[str, Kernel] = {}
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
         """See triton_decode.paged_decode."""
@@ -57,33 +60,72 @@ class Fa4:
         self, kind: str, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
         cu_seqlens: Tensor | None, lengths: Tensor, block_table: Tensor, options: dict[str, Any],
     ) -> None:  # fmt: skip
-        if kind in self._held:
-            function, template = self._held[kind]
-            arguments = list(template)
-            arguments[Q], arguments[K], arguments[V], arguments[OUT] = q, k, v, out
-            arguments[CU_SEQLENS_Q], arguments[SEQUSED_K], arguments[PAGE_TABLE] = cu_seqlens, lengths, block_table
-            function(*arguments)
-            return
-        forward = self._interface._flash_attn_fwd
-        cache = _Recording(forward.compile_cache)
-        forward.compile_cache = cache
-        try:
-            forward(
-                q, k, v, cu_seqlens_q=cu_seqlens, seqused_k=lengths, page_table=block_table, out=out, **options
-            )  # fmt: skip
-        finally:
-            forward.compile_cache = cache.real
-        self._hold(kind, cache)
+        if kind not in self._held:
+            chosen_by = _chosen_by(kind, q, k, v, block_table, options)
+            if not self._takes_kept(kind, chosen_by):
+                call = _recorded_call(q, k, v, out, cu_seqlens, lengths, block_table, options)
+                self._hold(kind, chosen_by, call)
+                return
+        function, template = self._held[kind]
+        arguments = list(template)
+        arguments[Q], arguments[K], arguments[V], arguments[OUT] = q, k, v, out
+        arguments[CU_SEQLENS_Q], arguments[SEQUSED_K], arguments[PAGE_TABLE] = cu_seqlens, lengths, block_table
+        function(*arguments)
 
-    def _hold(self, kind: str, cache: "_Recording") -> None:
+    def _takes_kept(self, kind: str, chosen_by: tuple[object, ...]) -> bool:
+        kept = None if self._kept is None else self._kept.kernel_or_none(chosen_by)
+        if kept is not None:
+            self._held[kind] = kept
+        logger.info("flash-attn-4 kernel", extra={"kind": kind, "is_kept": kept is not None})
+        return kept is not None
+
+    def _hold(self, kind: str, chosen_by: tuple[object, ...], call: "_Call") -> None:
         """Only a call whose tensors are all known can be repeated with others."""
-        [(function, arguments)] = cache.calls
-        known = {Q, K, V, OUT, CU_SEQLENS_Q, SEQUSED_K, PAGE_TABLE}
-        others = [place for place, value in enumerate(arguments) if torch.is_tensor(value) and place not in known]
+        others = [n for n, value in enumerate(call.arguments) if torch.is_tensor(value) and n not in OURS]
         if others:
             logger.warning("flash-attn-4 is called through its interface", extra={"kind": kind, "tensors": others})
             return
-        self._held[kind] = (function, arguments)
+        template = [None if place in OURS else value for place, value in enumerate(call.arguments)]
+        self._held[kind] = call.function, template
+        if self._kept is not None and call.object_file is not None:
+            self._kept.keep(chosen_by, call.object_file, call.libraries, template)
+
+
+def _chosen_by(
+    kind: str, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, options: dict[str, Any]
+) -> tuple[object, ...]:
+    """All that the package may choose a kernel by, but how many blocks there are."""
+    device = torch.cuda.get_device_properties(q.device)
+    shapes = (q.shape, q.stride(), k.shape[1:], k.stride(), v.stride(), block_table.shape)
+    return kind, device.name, device.multi_processor_count, q.dtype, *map(tuple, shapes), *sorted(options.items())
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """How the package called a compiled function, and where that one lies on disk."""
+
+    function: Callable[..., Any]
+    arguments: list[Any]
+    object_file: Path | None
+    libraries: list[str]  # that the object file needs
+
+
+def _recorded_call(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor,
+    cu_seqlens: Tensor | None, lengths: Tensor, block_table: Tensor, options: dict[str, Any],
+) -> _Call:  # fmt: skip
+    """Through the package's entry, which compiles it unless the package's own cache has it."""
+    interface: Any = import_module("flash_attn.cute.interface")  # 7 s. Any: the package is untyped
+    forward = interface._flash_attn_fwd
+    cache = _Recording(forward.compile_cache)
+    forward.compile_cache = cache
+    try:
+        forward(q, k, v, cu_seqlens_q=cu_seqlens, seqused_k=lengths, page_table=block_table, out=out, **options)
+    finally:
+        forward.compile_cache = cache.real
+    [(key, function, arguments)] = cache.calls
+    libraries = interface.cute.runtime.find_runtime_libraries(enable_tvm_ffi=False)
+    return _Call(function, arguments, cache.object_file_or_none(key), libraries)
 
 
 class _Recording:
@@ -91,7 +133,7 @@ class _Recording:
 
     def __init__(self, real: Any) -> None:  # Any: the package's JITCache
         self.real = real
-        self.calls: list[tuple[Callable[..., Any], list[Any]]] = []
+        self.calls: list[tuple[object, Callable[..., Any], list[Any]]] = []
 
     def __contains__(self, key: object) -> bool:
         return key in self.real
@@ -103,7 +145,12 @@ class _Recording:
         function: Callable[..., Any] = self.real[key]
 
         def noted(*arguments: Any) -> Any:
-            self.calls.append((function, list(arguments)))
+            self.calls.append((key, function, list(arguments)))
             return function(*arguments)
 
         return noted
+
+    def object_file_or_none(self, key: object) -> Path | None:
+        """None: this cache is in memory alone."""
+        folder = getattr(self.real, "cache_path", None)
+        return None if folder is None else Path(folder) / f"{self.real._key_to_hash(key)}.o"
