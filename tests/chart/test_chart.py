@@ -95,6 +95,13 @@ def test_by_default_a_pod_looks_away_for_15_s_drains_for_120_s_and_has_15_s_to_e
     assert pod_spec(objects)["terminationGracePeriodSeconds"] == 150
 
 
+def test_compiled_kernels_lie_in_the_cache() -> None:
+    given = environment(render())
+
+    for name in ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"):
+        assert given[name].startswith("/cache/")
+
+
 def test_a_rollout_waits_as_long_as_a_model_may_load() -> None:
     slow = render({"probes": {"startup": {"budgetSeconds": 3600}}})
 

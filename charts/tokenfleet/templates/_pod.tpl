@@ -53,6 +53,8 @@ spec:
         - {name: TOKENFLEET_DRAIN_TIMEOUT_S, value: {{ $v.drain.timeoutSeconds | quote }}}
         - {name: TOKENFLEET_CACHE_DIR, value: /cache/weights}
         - {name: NUMBA_CACHE_DIR, value: /cache/numba}
+        - {name: TRITON_CACHE_DIR, value: /cache/triton}
+        - {name: FLASH_ATTENTION_CUTE_DSL_CACHE_DIR, value: /cache/flash-attn-4}
         - {name: XDG_CACHE_HOME, value: /cache}
         - {name: HOME, value: /tmp}
         {{- if ne $v.model.source "embedded" }}
