@@ -33,6 +33,7 @@ from engine_core.plan import StepPlan, StepResult
 from engine_core.pooler import Pooler
 from engine_core.prompt_scorer import PromptScorer
 from engine_core.sampler import Sampler
+from engine_core.start_stages import StartStages
 
 if TYPE_CHECKING:
     from engine_core.cuda_runner import CudaRunner
@@ -50,6 +51,7 @@ def build_runner(
     state: BatchState,
     progress: Callable[[int], None],
     beat: Callable[[], None],
+    stages: StartStages,
 ) -> "ModelRunner | CudaRunner":
     """Load the model and allocate its K/V memory. `progress` gets permille, `beat` a call per layer. Raises CannotBoot."""
     device = _device(settings.engine.device)
@@ -75,10 +77,12 @@ def build_runner(
             is_float32=dtype == torch.float32,
         )
         if backend != "reference":
-            return _build_cuda_runner(settings, model, state, config, weights, backend, dtype, device, beat)
+            stages.done("device")
+            return _build_cuda_runner(settings, model, state, config, weights, backend, dtype, device, beat, stages)
     decoder = Decoder(
         config, weights, _attention(device), max_model_len=model.max_model_len, dtype=dtype, device=device, beat=beat
     )
+    stages.done("weights")
     kv_cache = allocate_kv_cache(config, settings.engine, max_model_len=model.max_model_len, dtype=dtype, device=device)
     logger.info(
         "model loaded",
@@ -97,11 +101,13 @@ def _build_cuda_runner(
     dtype: torch.dtype,
     device: torch.device,
     beat: Callable[[], None],
+    stages: StartStages,
 ) -> "CudaRunner":
     """Two pools of K/V: one to measure what a pass takes beside it, then the one that fills the rest."""
     from engine_core.cuda_runner import CudaRunner, pass_bytes  # Triton: a CPU engine has no use for it
     from engine_core.device_rules import DeviceRules
 
+    stages.done("triton")
     engine, max_model_len = settings.engine, model.max_model_len
     rules = DeviceRules(state, config.vocab_size, device)  # before free memory is counted
     attention = CudaAttention(backend, engine.block_size)
@@ -109,6 +115,7 @@ def _build_cuda_runner(
         config, weights, attention, max_model_len=max_model_len, dtype=dtype,
         device=device, beat=beat, prepare_heads=FusedHeads,
     )  # fmt: skip
+    stages.done("weights")
     scratch = allocate_kv_cache(
         config, msgspec.structs.replace(engine, num_gpu_blocks_override=2),
         max_model_len=max_model_len, dtype=dtype, device=device,
@@ -116,9 +123,11 @@ def _build_cuda_runner(
     reserved = pass_bytes(decoder, state, scratch, engine.max_num_batched_tokens, device)
     del scratch
     torch.cuda.empty_cache()
+    stages.done("largest_pass")
     kv_cache = allocate_kv_cache(
         config, engine, max_model_len=max_model_len, dtype=dtype, device=device, reserved_bytes=reserved
     )
+    stages.done("kv_memory")
     max_drafts = 0
     if engine.speculative_config is not None:
         max_drafts = max_step_drafts(speculative_config(engine.speculative_config), engine.max_num_seqs)

@@ -15,6 +15,7 @@ from types import FrameType
 from config.model_folder import ModelFolder, ModelFolderError
 from config.settings import EngineSettings, Settings
 from config.speculative import speculative_config
+from engine_core import early_context
 from engine_core.attached import attached_metrics, attached_outbox
 from engine_core.batch_state import BatchState
 from engine_core.control import Profiler
@@ -28,6 +29,7 @@ from engine_core.outbox import Outbox
 from engine_core.plan import Runner
 from engine_core.scheduler import Scheduler
 from engine_core.sim import build_sim_runner
+from engine_core.start_stages import StartStages
 from ipc.fleet_page import Cell, FleetPage, State
 from ipc.handles import EngineHandles
 from ipc.process_memory import give_back_code, give_back_free_memory
@@ -42,7 +44,8 @@ EXIT_ENGINE_GONE = 1  # to be started again
 
 def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     """Serve until SIGTERM. Raises SystemExit(3) after one log line when the operator has to change something."""
-    stop = _StopFlag()
+    stop, stages = _StopFlag(), StartStages()
+    stages.done("imports")
     if settings.engine.engine == "vllm":
         _run_vllm(settings, model, handles, stop)
         return
@@ -51,9 +54,10 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     cell.beat()
     state = _build_state(settings, model)
     try:
-        runner = _build_runner(settings, model, state, _progress_into(cell, stop), cell.beat)
+        runner = _build_runner(settings, model, state, _progress_into(cell, stop), cell.beat, stages)
         check_pool(settings, model, runner)
         runner.warm_up()
+        stages.done("warm_up")
     except (CannotBoot, ModelFolderError) as error:
         logger.error("engine cannot boot", extra={"engine": handles.index, "reason": str(error)})
         raise SystemExit(EXIT_CANNOT_BOOT) from None
@@ -82,6 +86,8 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     cell.progress_permille = 1000
     cell.beat()
     cell.state = State.READY
+    stages.done("engine")
+    stages.log()
     logger.info("engine ready", extra={"engine": handles.index, "num_blocks": runner.num_blocks})
     gc.freeze()  # what is here stays for life: the collector need not look at it again
     give_back_free_memory()
@@ -147,12 +153,19 @@ def _build_runner(
     state: BatchState,
     progress: Callable[[int], None],
     beat: Callable[[], None],
+    stages: StartStages,
 ) -> Runner:
     if settings.engine.engine == "sim":
         return build_sim_runner(settings.engine, model, state)
+    if settings.engine.device != "cpu":
+        early_context.open_beside()
+    gc.disable()  # of the 150 000 objects that come none is garbage: looking for some is a tenth of the import
     from engine_core.model_runner import build_runner  # torch: the sim engine starts without its second and 200 MB
 
-    return build_runner(settings, model, state, progress, beat)
+    gc.freeze()
+    gc.enable()
+    stages.done("torch")
+    return build_runner(settings, model, state, progress, beat, stages)
 
 
 def build_drafter(settings: EngineSettings, state: BatchState) -> Drafter | None:

@@ -24,6 +24,7 @@ from config.model_folder import ModelFolder
 from config.reload import reloaded
 from config.settings import OpsSettings, Settings
 from engine_core.model_source import ModelSource
+from engine_core.start_stages import StartStages
 from ipc.exposition import Exposition
 from ipc.fleet_page import Cell, State
 from ops import exit_codes, ready_line, roles
@@ -91,6 +92,7 @@ class Supervisor:
         self._has_started = asyncio.Event()
         self._should_reload = asyncio.Event()
         self._num_signals = 0
+        self._stages = StartStages()
 
     @property
     def _children(self) -> list[Child]:
@@ -130,6 +132,7 @@ class Supervisor:
         return exit.code == exit_codes.OK and not self._should_stop.is_set()
 
     async def _run_fleet(self) -> int:
+        self._stages.done("configuration")
         for child in self._children:
             self._keep(child)
         watch = asyncio.create_task(self._watch())
@@ -179,6 +182,8 @@ class Supervisor:
                 await asyncio.sleep(0.05)
         self._port.has_started = True
         self._has_started.set()
+        self._stages.done("processes")
+        self._stages.log()
         ready_line.show(self._settings, self._model, self._resources)
         logger.info("fleet ready", extra={"url": self._resources.url, "ops_url": self._resources.ops_url})
 

@@ -19,6 +19,7 @@ from engine_core.model_runner import build_runner
 from engine_core.outbox import Outbox
 from engine_core.process import build_drafter
 from engine_core.scheduler import Scheduler
+from engine_core.start_stages import StartStages
 from ipc.block_hash import chain
 from ipc.fleet_page import FleetPage
 from ipc.messages import FromEngine, Generate, SamplingParams, make_stream_id
@@ -61,7 +62,7 @@ class EngineRig:
             max_num_seqs=settings.max_num_seqs, max_model_len=max_model_len, block_size=settings.block_size
         )
         whole = Settings(model=ModelSettings(load_format="dummy"), engine=settings)
-        runner = build_runner(whole, model, state, lambda _permille: None, lambda: None)
+        runner = build_runner(whole, model, state, lambda _permille: None, lambda: None, StartStages())
         assert isinstance(runner, CudaRunner)
         self.runner = runner
         self.runner.warm_up()

@@ -14,6 +14,7 @@ from engine_core.plan import Launched, StepPlan
 from engine_core.process import build_drafter
 from engine_core.scheduler import Scheduler
 from engine_core.sequence import Sequence
+from engine_core.start_stages import StartStages
 from ipc.block_hash import HASH_BYTES, chain
 from ipc.messages import NO_LOGPROBS, Pooling, SamplingParams
 from ipc.record import Failure, Scored
@@ -38,7 +39,7 @@ class InProcessEngine:
             eos_token_ids=model.eos_token_ids,
             seed=engine.seed,
         )
-        self.runner = build_runner(settings, model, self.state, lambda permille: None, lambda: None)
+        self.runner = build_runner(settings, model, self.state, lambda permille: None, lambda: None, StartStages())
         drafter = build_drafter(engine, self.state)
         self.scheduler = Scheduler(
             self.state, self.runner.num_blocks, engine.max_num_batched_tokens, drafter=drafter,

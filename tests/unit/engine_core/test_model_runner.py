@@ -14,6 +14,7 @@ from engine_core.batch_state import BatchState
 from engine_core.errors import CannotBoot
 from engine_core.model_runner import ModelRunner, build_runner
 from engine_core.plan import StepPlan
+from engine_core.start_stages import StartStages
 
 HF_CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 64, "intermediate_size": 32,
@@ -49,7 +50,7 @@ def build(
         engine=EngineSettings(**{"num_gpu_blocks_override": 8, "engine_threads": 1, "device": "cpu", **engine}),
     )
     state = BatchState(max_num_seqs=4, max_model_len=64, block_size=16)
-    runner = build_runner(settings, model, state, no_progress, no_beat)
+    runner = build_runner(settings, model, state, no_progress, no_beat, StartStages())
     assert isinstance(runner, ModelRunner)
     return runner, state
 
@@ -107,7 +108,7 @@ def test_every_pass_beats_once_per_layer() -> None:
         engine=EngineSettings(num_gpu_blocks_override=8, engine_threads=1, device="cpu"),
     )
     state = BatchState(max_num_seqs=4, max_model_len=64, block_size=16)
-    runner = build_runner(settings, MODEL, state, no_progress, lambda: beats.append(None))
+    runner = build_runner(settings, MODEL, state, no_progress, lambda: beats.append(None), StartStages())
     occupy(state, 0, 5)
 
     runner.launch(plan_of(state, 0, 0, 5))

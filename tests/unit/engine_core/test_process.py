@@ -164,7 +164,7 @@ def test_a_request_travels_there_and_back_and_sigterm_ends_with_zero(fleet: Flee
     assert sum(len(record.tokens) for record in fleet.records) == 5
     assert fleet.records[-1].finishes[0].code == FinishCode.LENGTH
     assert fleet.page.engines[0].steps == 5
-    assert log.splitlines() == ["INFO engine ready ", "INFO engine stopped "]
+    assert log.splitlines() == ["INFO start stages ", "INFO engine ready ", "INFO engine stopped "]
 
 
 def test_an_abort_reaches_the_engine_and_ends_the_request_at_the_broker(fleet: Fleet) -> None:
