@@ -32,6 +32,7 @@ PER_SAMPLE = (
     "ruled",
     "scored",
 )
+APART_FROM = 64  # decodes in a pass with prefill, from which attention takes them by themselves
 NO_SLOT = -1
 NOT_KNOWN = -1  # a token that only the device knows
 
@@ -141,7 +142,8 @@ class StepBuffers:
         host["rows"][:n] = plan.rows
         host["lengths"][:n] = totals
         first = plan.num_decodes
-        num_before = first if tiles is not None else 0  # sequences that are not of the varlen call
+        is_apart = tiles is not None or first >= APART_FROM
+        num_before = first if is_apart else 0  # sequences that are not of the varlen call
         host["cu_seqlens"][0], host["cu_seqlens"][1 : n + 1 - num_before] = 0, ends[num_before:] - num_before
         if tiles is not None:
             self._put_tiles(tiles, first)
@@ -158,12 +160,13 @@ class StepBuffers:
             new_lens=tuple(lens[first:].tolist()),
             total_lens=tuple(totals[first:].tolist()),
         )
-        if tiles is None:
+        if not is_apart:
             return metadata
         behind = replace(
             metadata, block_table=metadata.block_table[first:], lengths=metadata.lengths[first:], num_decodes=0
         )
-        return replace(metadata, shared=self._shared_prefixes(first), behind=behind)
+        shared = None if tiles is None else self._shared_prefixes(first)
+        return replace(metadata, shared=shared, behind=behind)
 
     def decode_metadata(self, bucket: int, *, shares_prefixes: bool = False) -> CudaMetadata:
         """Where the K/V of any decode step of this bucket lies."""

@@ -79,9 +79,7 @@ class CudaMetadata:
     new_lens: tuple[int, ...]  # of the sequences behind them
     total_lens: tuple[int, ...]  # likewise: what `lengths` holds for them
     shared: SharedPrefixes | None = None  # of the decodes
-    behind: "CudaMetadata | None" = (
-        None  # with `shared`: the sequences behind the decodes, if any, as a step of their own
-    )
+    behind: "CudaMetadata | None" = None  # the sequences behind the decodes as a step of their own, if they are one
 
 
 class AttentionBackend(Protocol):

@@ -15,9 +15,11 @@ FILLS_THE_GPU = 64  # batch x K/V heads from which splitting keys no longer pays
 
 
 class Kernels(Protocol):
-    """k and v are (num_blocks, page, num_kv_heads, head_dim)."""
+    """k and v are (num_blocks, page, num_kv_heads, head_dim); `out` is like q."""
 
-    def decode(self, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor: ...
+    def decode(
+        self, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor, out: Tensor | None = None
+    ) -> Tensor: ...
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata, out: Tensor) -> None: ...
 
 
@@ -30,33 +32,32 @@ class CudaAttention:
 
     def __call__(self, q: Tensor, kv: Tensor, pool: Tensor, metadata: CudaMetadata) -> Tensor:
         if metadata.num_decodes == len(metadata.lengths):
-            return self._decode(q, pool, metadata).flatten(1)
+            return self._decode(q, *self._pages(pool), metadata).flatten(1)
         out = torch.empty_like(q)
         self.mixed(q, pool, metadata, out)
         return out.flatten(1)
 
     def mixed(self, q: Tensor, pool: Tensor, metadata: CudaMetadata, out: Tensor) -> None:
         """A step with prefill; `out` is like q and contiguous."""
-        from engine_core.attention.triton_shared_prefix import shared_prefix_decode
-
         k, v = self._pages(pool)
-        if metadata.shared is None or metadata.behind is None:
+        if metadata.behind is None:
             self._kernels.mixed(q, k, v, metadata, out)
             return
         n = metadata.num_decodes
-        shared_prefix_decode(q[:n], k, v, metadata.block_table[:n], metadata.lengths[:n], metadata.shared, out[:n])
+        self._decode(q[:n], k, v, metadata, out[:n])
         self._kernels.mixed(q[n:], k, v, metadata.behind, out[n:])
 
-    def _decode(self, q: Tensor, pool: Tensor, metadata: CudaMetadata) -> Tensor:
+    def _decode(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata, out: Tensor | None = None) -> Tensor:
+        """Of the decodes alone."""
         from engine_core.attention.triton_decode import paged_decode  # Triton: not there on every CPU machine
         from engine_core.attention.triton_shared_prefix import shared_prefix_decode
 
-        k, v = self._pages(pool)
+        table, lengths = metadata.block_table[: len(q)], metadata.lengths[: len(q)]
         if metadata.shared is not None:
-            return shared_prefix_decode(q, k, v, metadata.block_table, metadata.lengths, metadata.shared)
-        fills = len(q) * pool.shape[2] >= FILLS_THE_GPU and q.shape[2] >= 128
+            return shared_prefix_decode(q, k, v, table, lengths, metadata.shared, out)
+        fills = len(q) * k.shape[2] >= FILLS_THE_GPU and q.shape[2] >= 128
         decode = self._kernels.decode if fills or self._name == "fa2" else paged_decode
-        return decode(q, k, v, metadata.block_table, metadata.lengths)
+        return decode(q, k, v, table, lengths, out)
 
     def _pages(self, pool: Tensor) -> tuple[Tensor, Tensor]:
         pages = pool.view(-1, self._block_size, *pool.shape[1:])

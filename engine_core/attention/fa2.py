@@ -12,12 +12,14 @@ class Fa2:
 
         self._varlen, self._with_kvcache = flash_attn_varlen_func, flash_attn_with_kvcache
 
-    def decode(self, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
+    def decode(
+        self, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor, out: Tensor | None = None
+    ) -> Tensor:
         """See triton_decode.paged_decode."""
-        out: Tensor = self._with_kvcache(
+        attended: Tensor = self._with_kvcache(
             q.unsqueeze(1), k, v, cache_seqlens=lengths, block_table=block_table, causal=True
         )
-        return out.squeeze(1)
+        return attended.squeeze(1) if out is None else out.copy_(attended.squeeze(1))
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata, out: Tensor) -> None:
         """Sequences with any number of new tokens, causal from the end."""

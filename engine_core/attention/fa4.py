@@ -42,9 +42,11 @@ class Fa4:
         self._kept = kept_kernels_or_none()
         self._held: dict[str, Kernel] = {}
 
-    def decode(self, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
+    def decode(
+        self, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor, out: Tensor | None = None
+    ) -> Tensor:
         """See triton_decode.paged_decode."""
-        out = torch.empty_like(q)
+        out = torch.empty_like(q) if out is None else out
         options = {"causal": False, "max_seqlen_k": block_table.shape[1] * k.shape[1]}
         self._call("decode", q.unsqueeze(1), k, v, out.unsqueeze(1), None, lengths, block_table, options)
         return out

@@ -10,14 +10,16 @@ from engine_core.attention.triton_decode import paged_decode
 class SdpaPrefill:
     """Single tokens go through the Triton kernel. Correct; slow for long prompts."""
 
-    def decode(self, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
-        return paged_decode(q, k, v, block_table, lengths)
+    def decode(
+        self, q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor, out: Tensor | None = None
+    ) -> Tensor:
+        return paged_decode(q, k, v, block_table, lengths, out)
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, metadata: CudaMetadata, out: Tensor) -> None:
         num_decodes = metadata.num_decodes
         if num_decodes:
             table, lengths = metadata.block_table[:num_decodes], metadata.lengths[:num_decodes]
-            out[:num_decodes] = paged_decode(q[:num_decodes], k, v, table, lengths)
+            paged_decode(q[:num_decodes], k, v, table, lengths, out[:num_decodes])
         first = num_decodes
         for entry, (new, total) in enumerate(zip(metadata.new_lens, metadata.total_lens, strict=True), num_decodes):
             blocks = metadata.block_table[entry, : -(-total // k.shape[1])].long()

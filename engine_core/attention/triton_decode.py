@@ -81,14 +81,16 @@ def _merge(PARTS, LOG_SUMS, OUT, DIM: tl.constexpr, SPLITS: tl.constexpr):
     tl.store(OUT + row * DIM + d, tl.sum(parts * shares[:, None], 0).to(OUT.dtype.element_ty))
 
 
-def paged_decode(q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
+def paged_decode(
+    q: Tensor, k: Tensor, v: Tensor, block_table: Tensor, lengths: Tensor, out: Tensor | None = None
+) -> Tensor:
     """q (n, num_heads, head_dim) contiguous, k and v (num_blocks, page, num_kv_heads, head_dim), block_table (n, width) and
-    lengths (n,) int32 → like q. A sequence of length 0 gets zeros."""
+    lengths (n,) int32 → like q, in `out` if given. A sequence of length 0 gets zeros."""
     n, num_heads, dim = q.shape
     page, num_kv = k.shape[1], k.shape[2]
     group = num_heads // num_kv
     splits = num_splits(n * num_kv, num_processors(q.device))
-    out = torch.empty_like(q)
+    out = torch.empty_like(q) if out is None else out
     parts, log_sums = out, out
     if splits > 1:
         parts = torch.empty((n, num_heads, splits, dim), dtype=torch.float32, device=q.device)

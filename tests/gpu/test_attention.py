@@ -1,5 +1,7 @@
 """Every backend attends as a float32 reference does, over pages in any order, with NaN in every page nobody owns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -148,3 +150,25 @@ def test_backends_attend(
 
     for _ in range(2):  # the first call of flash-attn-4 is recorded, the second one repeats the recording
         batch.check(attention(batch.q, batch.q, batch.pool, batch.metadata))
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("name, page", [("fa4", 128), ("fa2", 256), ("triton", 16)])
+def test_decodes_that_are_taken_apart_from_prefill(
+    cuda: torch.device, heads: tuple[int, int, int], name: str, page: int
+) -> None:
+    from engine_core.attention.choice import has_packages
+    from engine_core.attention.cuda import CudaAttention
+
+    if not has_packages(name):
+        pytest.skip(f"{name} is not installed")
+    batch = Batch([(n, 1) for n in range(250, 320)] + [(0, 7), (128, 200), (300, 2)], heads, page, cuda)
+    whole, n = batch.metadata, batch.metadata.num_decodes
+    ends = whole.cu_seqlens[n:] - n
+    behind = replace(
+        whole, block_table=whole.block_table[n:], lengths=whole.lengths[n:], cu_seqlens=ends, num_decodes=0
+    )
+    attention = CudaAttention(name, page)  # type: ignore[arg-type]
+
+    for _ in range(2):
+        batch.check(attention(batch.q, batch.q, batch.pool, replace(whole, behind=behind)))

@@ -160,6 +160,28 @@ def test_rows_of_the_same_prompts_read_them_together(
     assert kinds == {"send_decodes", "send_mixed"}
 
 
+def test_many_decodes_beside_prefill(checkpoint: Any, backend: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from engine_core.attention.cuda import CudaAttention
+    from engine_core.step_buffers import APART_FROM
+
+    folder, model = checkpoint
+    engine = engine_of(folder, **backend, max_num_seqs=96, max_num_batched_tokens=256)
+    asked = [[number, *prompt[:300]] for number, prompt in enumerate(prompts() * 8)]
+    num_apart: list[int] = []
+    real = CudaAttention.mixed
+
+    def mixed(self: CudaAttention, q: Any, pool: Any, metadata: Any, out: Any) -> None:
+        if metadata.behind is not None and metadata.shared is None:
+            num_apart.append(metadata.num_decodes)
+        real(self, q, pool, metadata, out)
+
+    monkeypatch.setattr(CudaAttention, "mixed", mixed)
+
+    check(model, asked, engine.generate(asked, [greedy()] * len(asked)))
+
+    assert num_apart and min(num_apart) >= APART_FROM
+
+
 def test_a_graph_computes_what_the_eager_pass_does_to_the_bit(checkpoint: Any) -> None:
     """Random draws: they depend on every logit."""
     folder, _ = checkpoint
