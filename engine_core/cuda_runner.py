@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 GRAPH_MARGIN_BYTES = 1 << 30  # for captured graphs, kernels and what their libraries take
 SHARING_BUCKETS = slice(5, None, 4)  # of the others, from 32 rows: each is 0.2 s of the start with its kernels
 MANY_CUTS = 128  # rows up to which kernels for shared prefixes are cut in ever other ways: passes with prefill take any
-GATHER_FROM_DECODES = 64  # in a pass: with fewer it is over so soon that a prompt's wait counts for more
 NOT_FINITE = -1  # the device sampler's id for a row without finite logits
 
 
@@ -98,8 +97,6 @@ class CudaStep:
 
 class CudaRunner:
     """engine_core.plan.Runner over a Decoder whose attention this is."""
-
-    gather_from = GATHER_FROM_DECODES
 
     def __init__(
         self,

@@ -151,7 +151,6 @@ class Computed:
 class ModelRunner:
     """engine_core.plan.Runner over a Decoder."""
 
-    gather_from = 0
     runs_ahead = False
 
     def __init__(self, decoder: Decoder, kv_cache: KvCache, state: BatchState, device: torch.device) -> None:

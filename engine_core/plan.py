@@ -97,10 +97,6 @@ class Runner(Protocol):
         """KV blocks in the pool; ids are 0 to num_blocks - 1. Fixed for life."""
 
     @property
-    def gather_from(self) -> int:
-        """Decodes from which a pass with prefill is so dear that few should be made: see engine_core.prefills. 0: it is not."""
-
-    @property
     def runs_ahead(self) -> bool:
         """Whether `launch` returns before the pass is done, and takes the next plan before its tokens are known. May change
         with every launch."""

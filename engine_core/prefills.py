@@ -2,10 +2,6 @@
 
 Chunks go by rank. The head of the queue (engine_core.waiting_queue) is admitted when a row is free and blocks for all its
 known tokens are, plus one in reserve for every sequence that runs: admission never causes a preemption by itself.
-
-To some runners a pass with prefill costs much more than one without: on a GPU it is launched kernel by kernel, for
-Qwen3-0.6B 14 ms on the host of an H200, where a captured one takes 1 ms. Where many decode, one such pass is therefore
-followed by one without prefill, and those that arrive meanwhile share the next; none waits for more than that.
 """
 
 from collections.abc import Callable
@@ -25,27 +21,14 @@ class Prefills:
         prefixes: PrefixPublisher,
         waiting: WaitingQueue,
         on_start: Callable[[Sequence, int, int], None],
-        *,
-        gather_from: int,
     ) -> None:
-        """`on_start` gets a sequence when it is admitted for the first time, how much of its prompt is cached, and the
-        time. `gather_from`: see engine_core.plan.Runner."""
+        """`on_start` gets a sequence when it is admitted for the first time, how much of its prompt is cached, and the time."""
         self.under_way: list[Sequence] = []  # running, prompt not yet computed; in the order of their turns
         self._state, self._blocks, self._prefixes, self._waiting = state, blocks, prefixes, waiting
-        self._on_start, self._gather_from = on_start, gather_from
-        self._had_room = False  # the last pass computed prompts, and could have computed twice as much of them
+        self._on_start = on_start
 
-    def plan(self, budget: int, num_decodes: int, may_admit: bool, now_ns: int) -> list[tuple[int, int]]:
+    def plan(self, budget: int, may_admit: bool, now_ns: int) -> list[tuple[int, int]]:
         """(row, chunk) for as many prefills as the budget of tokens allows: those under way and those admitted now."""
-        may_wait = self._had_room and 0 < self._gather_from <= num_decodes  # with room nothing was left under way
-        if may_wait or not (self.under_way or may_admit):
-            self._had_room = False
-            return []
-        chunks = self._chunks(budget, may_admit, now_ns)
-        self._had_room = 0 < 2 * sum(chunk for _, chunk in chunks) <= budget
-        return chunks
-
-    def _chunks(self, budget: int, may_admit: bool, now_ns: int) -> list[tuple[int, int]]:
         chunks: list[tuple[int, int]] = []
         position = 0  # in under_way: everything before it is planned
         while budget > 0:

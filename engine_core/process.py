@@ -67,7 +67,6 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
         settings.engine.max_num_batched_tokens,
         settings.engine.priority_ageing_s,
         build_drafter(settings.engine, state),
-        gather_from=runner.gather_from,
     )
     outbox = attached_outbox(handles)
     intake = Intake(

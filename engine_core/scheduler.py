@@ -53,11 +53,8 @@ class Scheduler:
         max_batched_tokens: int,
         priority_ageing_s: float = 0.0,
         drafter: Drafter | None = None,
-        *,
-        gather_from: int = 0,
     ) -> None:
-        """With a `drafter` the runner must take plans with drafts; see `awaits_tokens`. `gather_from` is the
-        runner's."""
+        """With a `drafter` the runner must take plans with drafts; see `awaits_tokens`."""
         self.state = state
         self.blocks = BlockManager(num_blocks)
         self._prefixes = PrefixPublisher(state, self.blocks.cache)
@@ -70,9 +67,7 @@ class Scheduler:
         self._sequences: dict[int, Sequence] = {}  # by stream id, everything that has not ended
         self._waiting = WaitingQueue(priority_ageing_s)
         self._deadlines: list[tuple[float, int]] = []  # heap of (deadline_s, stream id)
-        self._prefills = Prefills(
-            state, self.blocks, self._prefixes, self._waiting, self._note_start, gather_from=gather_from
-        )
+        self._prefills = Prefills(state, self.blocks, self._prefixes, self._waiting, self._note_start)
         self._endings: list[Ending] = []
         self._started: list[int] = []
         self._ended: list[int] = []
@@ -229,7 +224,7 @@ class Scheduler:
         if num_drafts is not None:
             budget -= int(num_drafts.sum())
         may_admit = self.num_waiting > 0 and self.counts.num_preemptions == num_preemptions
-        chunks = self._prefills.plan(budget, len(rows), may_admit, now_ns)
+        chunks = self._prefills.plan(budget, may_admit, now_ns)
         if not len(rows) and not chunks:
             return None
         return self._plan(rows, chunks, num_drafts)

@@ -34,7 +34,6 @@ _DEFAULT_TOKENS_PER_SEQUENCE = 2048  # of KV, when nothing says otherwise
 class SimRunner:
     """Draws script[(base + position * stride) % n], where the base comes from prompt and seed."""
 
-    gather_from = 0
     runs_ahead = False
 
     def __init__(

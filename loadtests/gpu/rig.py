@@ -68,9 +68,8 @@ class EngineRig:
         self.runner.warm_up()
         self.start_s = time.monotonic() - started_s
         self.scheduler = Scheduler(
-            state, runner.num_blocks, settings.max_num_batched_tokens, drafter=build_drafter(settings, state),
-            gather_from=runner.gather_from,
-        )  # fmt: skip
+            state, runner.num_blocks, settings.max_num_batched_tokens, drafter=build_drafter(settings, state)
+        )
         self.inbox = Inbox()
         view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
         format_ring(view, RING_BYTES)

@@ -41,10 +41,7 @@ class InProcessEngine:
         )
         self.runner = build_runner(settings, model, self.state, lambda permille: None, lambda: None, StartStages())
         drafter = build_drafter(engine, self.state)
-        self.scheduler = Scheduler(
-            self.state, self.runner.num_blocks, engine.max_num_batched_tokens, drafter=drafter,
-            gather_from=self.runner.gather_from,
-        )  # fmt: skip
+        self.scheduler = Scheduler(self.state, self.runner.num_blocks, engine.max_num_batched_tokens, drafter=drafter)
         self.scored: list[Scored] = []  # in the order of computing, of requests that stream
         self.embeddings: dict[int, NDArray[np.float32]] = {}  # by the prompt's place, of the last `generate`
         self._num_requests = 0

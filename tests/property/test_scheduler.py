@@ -97,11 +97,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(6, 40),
         runs_ahead=st.booleans(),
         ageing_s=st.sampled_from([0.0, 2.0]),
-        gather_from=st.integers(0, 2),
     )
-    def start(
-        self, num_blocks: int, max_num_seqs: int, budget: int, runs_ahead: bool, ageing_s: float, gather_from: int
-    ) -> None:
+    def start(self, num_blocks: int, max_num_seqs: int, budget: int, runs_ahead: bool, ageing_s: float) -> None:
         self.runs_ahead = runs_ahead
         self.flight: tuple[StepPlan, StepResult] | None = None
         self.capacity = num_blocks * BLOCK_SIZE
@@ -109,7 +106,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.state = BatchState(
             max_num_seqs=max_num_seqs, max_model_len=MAX_MODEL_LEN, block_size=BLOCK_SIZE, eos_token_ids=(STOP_ID,)
         )
-        self.scheduler = Scheduler(self.state, num_blocks, budget, ageing_s, gather_from=gather_from)
+        self.scheduler = Scheduler(self.state, num_blocks, budget, ageing_s)
         self.runner = FakeRunner(self.state, num_blocks)
         self.live: dict[int, Sequence] = {}
         self.prompts: dict[int, list[int]] = {}

@@ -62,7 +62,6 @@ class FakeRunner:
     """Draws token 50 for everybody; raises while told to."""
 
     num_blocks = 64
-    gather_from = 0
     runs_ahead = False
 
     def __init__(self) -> None:
@@ -85,7 +84,6 @@ class AheadRunner:
     """Runs ahead: draws 50 for everybody once asked for the result, in the order of launches; raises on demand."""
 
     num_blocks = 64
-    gather_from = 0
     runs_ahead = True
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ def test_both_kinds_of_pass_have_a_row_with_every_rule_that_fits_the_device() ->
     seen = []
 
     class Watching:
-        num_blocks, gather_from, runs_ahead = runner.num_blocks, runner.gather_from, runner.runs_ahead
+        num_blocks, runs_ahead = runner.num_blocks, runner.runs_ahead
 
         def warm_up(self) -> None: ...
 

@@ -19,11 +19,9 @@ EOS = 2
 SECOND_NS = 1_000_000_000
 
 
-def new_scheduler(
-    *, num_blocks: int = 100, max_num_seqs: int = 8, max_batched_tokens: int = 64, gather_from: int = 0
-) -> Scheduler:
+def new_scheduler(*, num_blocks: int = 100, max_num_seqs: int = 8, max_batched_tokens: int = 64) -> Scheduler:
     state = BatchState(max_num_seqs=max_num_seqs, max_model_len=128, block_size=BLOCK_SIZE, eos_token_ids=(EOS,))
-    return Scheduler(state, num_blocks, max_batched_tokens, gather_from=gather_from)
+    return Scheduler(state, num_blocks, max_batched_tokens)
 
 
 def new_sequence(number: int, prompt: list[int] | int = 3, max_tokens: int = 10, **fields: Any) -> Sequence:
@@ -401,39 +399,18 @@ def test_aborted_waiting_sequences_do_not_pile_up() -> None:
     assert len(scheduler._waiting) < 100
 
 
-def gathering(scheduler: Scheduler, arrivals: list[list[int]]) -> list[list[tuple[int, int]]]:
-    """Prefill chunks of each pass, with prompts of these lengths arriving before it; beside two sequences that decode."""
+def test_prompts_that_arrive_beside_decodes_are_in_the_next_pass() -> None:
+    scheduler = new_scheduler()
     scheduler.add(new_sequence(1, 3, max_tokens=60))
     scheduler.add(new_sequence(2, 3, max_tokens=60))
     step(scheduler)
-    number, chunks = 2, []
-    for lengths in arrivals:
-        for length in lengths:
-            number += 1
-            scheduler.add(new_sequence(number, length, max_tokens=60))
+
+    chunks = []
+    for number, length in ((3, 4), (4, 5), (5, 6)):
+        scheduler.add(new_sequence(number, length, max_tokens=60))
         plan = plan_of(scheduler)
-        chunks.append(planned(scheduler, plan)[plan.num_decodes :])
+        chunks += planned(scheduler, plan)[plan.num_decodes :]
         scheduler.advance(plan)
         scheduler.commit(plan, StepResult(np.full(len(plan.sampled_rows), 50, np.int32)))
-        scheduler.check_integrity()
-    return chunks
 
-
-def test_prompts_that_arrive_behind_a_pass_with_prefill_share_the_next_but_one() -> None:
-    chunks = gathering(new_scheduler(gather_from=2), [[], [4], [5], [6], [7], []])
-
-    assert chunks == [[], [(3, 4)], [], [(4, 5), (5, 6)], [], [(6, 7)]]
-
-
-def test_where_few_decode_no_prompt_waits_for_others() -> None:
-    chunks = gathering(new_scheduler(gather_from=7), [[], [4], [5], [6]])
-
-    assert chunks == [[], [(3, 4)], [(4, 5)], [(5, 6)]]
-
-
-def test_prompts_that_fill_passes_wait_for_no_pass_without_them() -> None:
-    scheduler = new_scheduler(max_batched_tokens=22, gather_from=2)
-
-    chunks = gathering(scheduler, [[], [11], [30], [], [5]])
-
-    assert chunks == [[], [(3, 11)], [(4, 19)], [(4, 11)], [(5, 5)]]
+    assert chunks == [(3, 4), (4, 5), (5, 6)]
