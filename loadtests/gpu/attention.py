@@ -19,7 +19,7 @@ from loadtests import report
 from loadtests.gpu import ceilings
 
 HEADS = [(16, 8, 128), (32, 8, 64), (32, 8, 128)]  # Qwen3-0.6B, Llama-3.2-1B, Llama-3.1-8B
-DECODES = [(1, 1024), (1, 4096), (8, 1024), (8, 4096), (64, 1024), (64, 4096), (256, 1024)]
+DECODES = [(1, 1024), (1, 4096), (8, 1024), (8, 4096), (64, 1024), (64, 4096), (256, 300), (256, 1024), (1024, 300)]
 PREFILLS = [(1, 8192, 0), (16, 512, 0), (1, 2048, 6144)]  # sequences, new tokens, tokens before them
 DISTINCT_BYTES = 600 << 20  # of K/V in one graph: ten times the L2
 
