@@ -1,12 +1,13 @@
 """CPU per token and per request of three front ends, side by side: tokenfleet, vllm-rs, vLLM's Python API server.
 
     loadtests/peers/install.sh
-    python -m loadtests.peers.front_ends [--rounds 2] [--only stream] [--with-python] [--bridged] [--out FILE.md]
+    python -m loadtests.peers.front_ends [--rounds 2] [--only stream] [--workers N] [--with-python] [--bridged] [--out FILE.md]
 
 Each stands before an engine that computes nothing (tokenfleet's `sim`, the mock engine for vLLM's) and paces the same
 steps. CPU is user + system time of every process of the front end but the engine, from /proc, over the whole load
 divided by the tokens or requests the client received, so a request's fixed cost is in a token's. No side logs requests.
-Alternating rounds; the ratios compare figures of one round. With `--bridged` tokenfleet stands before the mock engine too,
+Alternating rounds; the ratios compare figures of one round. Core for core: N workers against N threads, by default as many
+as `tokenfleet serve` would start on this machine. With `--bridged` tokenfleet stands before the mock engine too,
 through its engine `vllm`, whose process then counts as the front end's. Loopback charges the sender for part of the
 receiver's work: all sides alike.
 """
@@ -27,6 +28,7 @@ from loadtests.peers import tokenfleet, vllm_front_ends
 from loadtests.peers.server import Server
 from loadtests.processes import cpu_time, memory
 from loadtests.prompts import long_context_copy, write_english
+from ops.cores import default_num_workers, usable_cores
 
 LOG = Path("/tmp/tokenfleet-front-ends.log")
 
@@ -90,7 +92,12 @@ def main() -> None:
         "--with-python", action="store_true", help="vLLM's Python server too: a second quarter of an hour"
     )
     parser.add_argument("--bridged", action="store_true", help="tokenfleet by its engine vllm")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=default_num_workers(num_engines=1, cores=usable_cores()),
+        help="of tokenfleet, and threads of vllm-rs; default: %(default)s, as `tokenfleet serve` has it here",
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +115,7 @@ def main() -> None:
                 rows.append(row(case, figures))
                 ratios.append((case.name, statistics.median(ratios_of(figures)), case.target_ratio))
                 print(rows[-1], flush=True)
-    text = render(rows, "engine `vllm`, its process counted," if arguments.bridged else "engine `sim`,")
+    text = render(rows, arguments.workers, is_bridged=arguments.bridged)
     print(text)
     if arguments.out:
         arguments.out.write_text(text)
@@ -132,7 +139,9 @@ def run_case(
         case = replace(case, load=replace(case.load, dataset=dataset))
     starters: dict[str, Callable[[], Server]] = {
         "tokenfleet": lambda: tokenfleet.start(LOG, model=model, workers=workers, flags=flags),
-        "vllm-rs": lambda: vllm_front_ends.start_rust(LOG, model=model, token_ids=token_ids, step_ms=case.step_ms),
+        "vllm-rs": lambda: vllm_front_ends.start_rust(
+            LOG, model=model, token_ids=token_ids, step_ms=case.step_ms, env={"TOKIO_WORKER_THREADS": str(workers)}
+        ),
     }
     if is_bridged:
         starters["tokenfleet"] = lambda: vllm_front_ends.start_bridged(
@@ -192,18 +201,24 @@ def ratios_of(figures: dict[str, Figures]) -> list[float]:
     return [a / b for a, b in zip(figures["tokenfleet"].cpu_us, figures["vllm-rs"].cpu_us, strict=True)]
 
 
-def render(rows: list[list[str]], our_engine: str) -> str:
+def render(rows: list[list[str]], workers: int, *, is_bridged: bool) -> str:
+    our_engine = "engine `vllm`, its process counted," if is_bridged else "engine `sim`,"
+    options = f"--workers {workers}" + (" --bridged" if is_bridged else "")
     header = [
         "case", "tokenfleet, us", "vllm-rs, us", "vLLM Python, us", "ours / vllm-rs", "target",
         "TTFT p50 ms, ours / rs", "PSS MB, ours / rs",
     ]  # fmt: skip
     return (
         "# CPU of the front end per token or request\n\n"
-        f"{report.machine()}. tokenfleet with 2 workers and {our_engine} vllm-rs 0.33.0 and vLLM 0.32.0 behind a mock "
-        "engine of the same pace, client `vllm-rs bench serve` 0.33.0 on the same cores; microseconds of CPU, median "
-        "and range over alternating rounds. Command: `python -m loadtests.peers.front_ends`.\n\n"
-        + report.table(header, rows)
+        f"{report.machine()}. tokenfleet with {counted(workers, 'worker')} and {our_engine} vllm-rs 0.33.0 with "
+        f"{counted(workers, 'thread')} of Tokio, it and vLLM 0.32.0 behind a mock engine of the same pace, client "
+        "`vllm-rs bench serve` 0.33.0 on the same cores; microseconds of CPU, median and range over alternating rounds. "
+        f"Command: `python -m loadtests.peers.front_ends {options}`.\n\n" + report.table(header, rows)
     )
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 if __name__ == "__main__":

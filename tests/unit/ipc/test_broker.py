@@ -249,7 +249,7 @@ def test_a_death_that_the_bell_tells_of_is_not_waited_for(tmp_path: Path) -> Non
     rig.connect_engine(0)
     stream_id = rig.generate(1)
     rig.until(lambda: rig.broker._admission.engine_of(stream_id) is not None)
-    rig.broker.turn()  # a last look at what was new
+    rig.until(lambda: not rig.broker._has_news)  # from here on it waits a whole beat
 
     rig.page.engines[0].mark_dead()
     rig.bell.ring()
