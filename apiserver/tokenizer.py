@@ -8,13 +8,14 @@ a log line.
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from apiserver.tokenizer_check import is_exact_in_child, probes_of
 from apiserver.tokenizer_library import CacheStats, FastLibrary, ReferenceLibrary, TokenizerLibrary
+from apiserver.tokenizer_spelling import UNLIKE, respelled
 from config.model_folder import ModelFolder, ModelFolderError
 
 logger = logging.getLogger(__name__)
@@ -59,29 +60,38 @@ class Tokenizer:
 def load_tokenizer(model: ModelFolder) -> Tokenizer:
     """Raises ModelFolderError. Starts no thread in this process."""
     # A worker has one core to itself: fastokens' own threads would only spin on the neighbours'. Read at first encoding.
-    os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
+    for threads in ("FASTOKENS_BPE_THREADS", "RAYON_NUM_THREADS"):
+        os.environ.setdefault(threads, "1")
+    text = model.tokenizer_path.read_text()
     try:
-        content: dict[str, Any] = msgspec.json.decode(model.tokenizer_path.read_bytes())  # Any: tokenizer.json
+        content: dict[str, Any] = msgspec.json.decode(text)  # Any: tokenizer.json
     except msgspec.DecodeError as error:
         raise ModelFolderError(f"{model.tokenizer_path} cannot be read: {error}") from None
-    return Tokenizer(
-        _exact_library(str(model.tokenizer_path), content, model.vocab_size), _max_chars_per_token(content)
-    )
+    library = _exact_library(str(model.tokenizer_path), text, content, model.vocab_size)
+    return Tokenizer(library, _max_chars_per_token(content))
 
 
-def _exact_library(path: str, content: dict[str, Any], vocab_size: int) -> TokenizerLibrary:
-    reference = ReferenceLibrary(path)
+def _exact_library(path: str, text: str, content: dict[str, Any], vocab_size: int) -> TokenizerLibrary:
+    reference, probes = ReferenceLibrary(path), probes_of(content)
     try:
-        fast = FastLibrary(path, reference, SEGMENT_CACHE_BYTES)
+        for fast in _fast_libraries(text, content, reference):
+            if is_exact_in_child(fast, reference, probes, vocab_size):
+                return fast
     except Exception as error:  # what fastokens does not know it refuses
         reference.loaded  # noqa: B018  # raises what is wrong with the file
         logger.warning("fastokens cannot read this tokenizer, tokenizers is used", extra={"reason": str(error)})
         return reference
-    if is_exact_in_child(fast, reference, probes_of(content), vocab_size):
-        return fast
     reference.loaded  # noqa: B018
     logger.warning("fastokens differs from tokenizers on this model, tokenizers is used")
     return reference
+
+
+def _fast_libraries(text: str, content: dict[str, Any], reference: ReferenceLibrary) -> Iterator[FastLibrary]:
+    """The fastest first."""
+    faster = respelled(content)
+    if faster is not None:
+        yield FastLibrary(msgspec.json.encode(faster).decode(), reference, SEGMENT_CACHE_BYTES, unlike=UNLIKE)
+    yield FastLibrary(text, reference, SEGMENT_CACHE_BYTES)
 
 
 _NORMALIZER_SHRINKS = {None: 1, "NFC": 4}  # characters that may become one: canonical decompositions have at most four

@@ -80,17 +80,20 @@ class ReferenceLibrary:
 
 
 class FastLibrary:
-    """fastokens; a text that exceeds the limits of its regex engine goes to the reference."""
+    """fastokens; a text that exceeds the limits of its regex engine, or has one of the characters `unlike` the reference's,
+    goes to the reference."""
 
-    def __init__(self, path: str, reference: ReferenceLibrary, cache_bytes: int) -> None:
-        """Raises bare Exceptions, as the library does, for a tokenizer that it does not know."""
-        self._reference = reference
-        self._tokenizer = FastTokenizer.from_file(path)
+    def __init__(self, content: str, reference: ReferenceLibrary, cache_bytes: int, *, unlike: str = "") -> None:
+        """`content`: of a tokenizer.json. Raises bare Exceptions, as the library does, for what it does not know."""
+        self._reference, self._unlike = reference, unlike
+        self._tokenizer = FastTokenizer.from_json_str(content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.enable_segment_cache(cache_bytes)
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[bytes]:
+        if any(not text.isascii() and any(character in text for character in self._unlike) for text in texts):
+            return self._reference.encode(texts, add_special_tokens=add_special_tokens)
         try:
             ids, offsets = self._tokenizer.encode_batch_flat(list(texts), add_special_tokens=add_special_tokens)
         except ValueError:  # a run of a million spaces, say: backtracking ends at a bound
