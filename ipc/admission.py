@@ -22,6 +22,7 @@ AFFINITY_SLACK_TOKENS = 4_096
 MAX_RETRY_AFTER_S = 60
 REFUSALS = ("no_engine", "max_num_queued_reqs", "max_num_queued_tokens", "key_share", "deadline")  # metric labels
 NEWEST_WEIGHT = 0.1  # of one more run time in the mean
+WAITING_WEIGHT = 4  # of a token whose request has not started, as in vLLM's balancer of engine cores (DPLBAsyncMPClient)
 
 
 class Admitted(Struct):
@@ -47,7 +48,7 @@ class EngineLoad:
         self.in_flight: dict[int, Admitted] = {}
         self.num_waiting = 0
         self.waiting_tokens = 0
-        self.load_tokens = 0
+        self.expected_tokens = 0
         self.waiting_of_key: dict[int, int] = {}
         self._run_s = 0.0  # moving mean of the time from start to end; 0: none has ended yet
 
@@ -58,7 +59,7 @@ class EngineLoad:
         if fair_key:
             self.waiting_of_key[fair_key] = self.waiting_of_key.get(fair_key, 0) + 1
         self.waiting_tokens += num_prompt_tokens
-        self.load_tokens += expected
+        self.expected_tokens += expected
 
     def start(self, stream_id: int) -> None:
         admitted = self.in_flight.get(stream_id)
@@ -76,7 +77,13 @@ class EngineLoad:
         else:
             self._leave_queue(admitted)
         del self.in_flight[stream_id]
-        self.load_tokens -= admitted.expected_tokens
+        self.expected_tokens -= admitted.expected_tokens
+
+    @property
+    def load_tokens(self) -> int:
+        """What the engine has before it. That it does not start what waits, of which its Progress tells at every step, says
+        that it is fuller than the tokens: the K/V of long contexts, say."""
+        return self.expected_tokens + (WAITING_WEIGHT - 1) * self.waiting_tokens
 
     def wait_s(self) -> float:
         """How long one more request would wait: those that are too many, at the pace at which full engines end them.
@@ -138,7 +145,7 @@ class Admission:
         fair_key: int = 0,
         is_bounded: bool = True,
     ) -> EngineLoad | Refusal:
-        """Least tokens, unless the engine that holds the prompt's prefix is not much busier.
+        """Least load, unless the engine that holds the prompt's prefix is not much busier.
 
         `is_bounded` False: it was admitted before, by an engine that is gone, and only the lack of one can refuse it.
         """

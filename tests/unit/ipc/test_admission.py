@@ -59,6 +59,17 @@ def test_least_tokens_win() -> None:
     assert [place.index for place in placed if isinstance(place, EngineLoad)] == [1, 1, 1, 1]
 
 
+def test_an_engine_that_does_not_start_what_it_has_gets_less() -> None:
+    admission = make_admission(engines=2, seqs=100)
+    admission.place(1, 300, 10, 0)
+    admission.place(2, 400, 10, 0)
+    admission.start(2)  # by engine 1; engine 0 has no room, with fewer tokens
+
+    placed = admission.place(3, 100, 10, 0)
+
+    assert isinstance(placed, EngineLoad) and placed.index == 1
+
+
 def test_equal_prefixes_meet_on_one_engine_until_it_is_much_busier() -> None:
     admission = make_admission(engines=2, seqs=10_000, queued_tokens=10**9)
     first = admission.place(1, 500, 1, prefix_key=77)
