@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 
-.PHONY: install serve test fast-test parity-test timed-test tools lint check conformance kills ring-kills reload slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test oracle page-test clients ops-tools chromium ops-test monitoring-test monitoring pictures bench peers gpu-test gpu-bench \
+.PHONY: install serve test fast-test parity-test fault-test service-test tools lint check conformance kills ring-kills reload slow-readers idle-connections soak overload chaos fuzz locust locust-test vllm-test oracle page-test clients ops-tools chromium ops-test monitoring-test monitoring pictures bench peers gpu-test gpu-bench \
 	chart chart-tools balance-tools balance-test picker-test partition-tools partition-test group-test image clean
 
 install: $(STAMP)
@@ -27,22 +27,28 @@ $(VENV)/.extra-%: $(STAMP)
 serve: install
 	$(BIN)/tokenfleet serve
 
-# In three parts: in the first two nothing depends on how long it takes, so they bear other work beside them. `make -j4 test
-# BESIDE="ops-test lint"` runs them and those targets at once, then the third alone.
+# In two halves, the parts of each side by side; a part shows what it has printed when it ends. In the first half nothing depends
+# on how long it takes, so it bears other work: `make test BESIDE="ops-test lint"`. The parts of the second mostly wait, for fleets
+# that start, are stopped or killed; their models get one core, to leave the other to what is timed.
 BESIDE :=
+LANES := $(MAKE) --output-sync=target
 test: install
-	$(MAKE) fast-test parity-test $(BESIDE)
-	$(MAKE) timed-test
+	$(LANES) -j4 fast-test parity-test $(BESIDE)
+	$(LANES) -j2 fault-test service-test
 
 FAST := tests/unit tests/property tests/golden tests/doorbell tests/chart
+FAULTS := tests/faults
 fast-test: install
 	$(BIN)/python -m pytest $(FAST)
 
 parity-test: install
 	$(BIN)/python -m pytest tests/parity
 
-timed-test: install
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(FAST) tests/parity)
+fault-test: install
+	$(BIN)/python -m pytest $(FAULTS)
+
+service-test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(addprefix --ignore=,$(FAST) $(FAULTS) tests/parity)
 
 # All that .ci/run's tests want to be installed, the extras at once.
 tools: install
