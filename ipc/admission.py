@@ -22,7 +22,7 @@ AFFINITY_SLACK_TOKENS = 4_096
 MAX_RETRY_AFTER_S = 60
 REFUSALS = ("no_engine", "max_num_queued_reqs", "max_num_queued_tokens", "key_share", "deadline")  # metric labels
 NEWEST_WEIGHT = 0.1  # of one more run time in the mean
-WAITING_WEIGHT = 4  # of a token whose request has not started, as in vLLM's balancer of engine cores (DPLBAsyncMPClient)
+WAITING_WEIGHT = 4  # of a token whose request has not started; as in vLLM's balancer of engine cores, DPLBAsyncMPClient
 
 
 class Admitted(Struct):
