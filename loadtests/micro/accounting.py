@@ -1,10 +1,11 @@
-"""What counting costs a worker: the metrics page and the stages of every request, with them and without.
+"""What counting costs a worker: the metrics page and the watch for slow requests, with them and without.
 
     python -m loadtests.micro.accounting [--rounds 20]
 
-Without: every instrument does nothing, and no request notes its stages for its log line and `tokenfleet top`. Rounds
-alternate, and the differences of neighbours are what is reported. A call that does nothing costs something too:
-such calls are counted in a pass of their own, and their price is added to the difference.
+Without: every instrument does nothing, and no request is slow enough for `tokenfleet top`. The stages of a request are worked
+out for who asks, its log line or `top`, and cost nobody else. Rounds alternate, and the differences of neighbours are what
+is reported. A call that does nothing costs something too: such calls are counted in a pass of their own, and their price is
+added to the difference.
 """
 
 import argparse
@@ -14,17 +15,13 @@ import logging
 import os
 import statistics
 import timeit
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
-from unittest import mock
 
 import uvloop
 
 from apiserver.metrics import WorkerMetrics
-from apiserver.routes import generate
 from apiserver.services import Services
 from apiserver.token_table import TokenTable, build_token_table
 from apiserver.worker import YOUNG_OBJECTS
@@ -82,12 +79,6 @@ class Rounds:
         return [on - off for on, off in zip(self.counting, self.silent, strict=True)]
 
 
-@contextmanager
-def without_stages() -> Iterator[None]:
-    with mock.patch.object(generate, "_log_stages", _nothing):
-        yield
-
-
 def no_metrics(kind: type[NoMetrics] = NoMetrics) -> WorkerMetrics:
     return cast(WorkerMetrics, kind())
 
@@ -127,10 +118,8 @@ async def requests(model: ModelFolder, num_rounds: int) -> tuple[Rounds, float]:
     rounds = Rounds()
     for _ in range(num_rounds):
         rounds.counting.append(await request.measure(counting, REQUESTS, PROMPT_WORDS, None))
-        with without_stages():
-            rounds.silent.append(await request.measure(silent, REQUESTS, PROMPT_WORDS, None))
-    with without_stages():
-        await request.measure(counted, REQUESTS, PROMPT_WORDS, None)
+        rounds.silent.append(await request.measure(silent, REQUESTS, PROMPT_WORDS, None))
+    await request.measure(counted, REQUESTS, PROMPT_WORDS, None)
     num_requests = REQUESTS + 5 * request.NUM_CONNECTIONS  # of which the latter warm up
     return rounds, calls.num_calls / num_requests
 

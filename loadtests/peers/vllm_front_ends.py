@@ -65,9 +65,10 @@ def mock_engine(handshake_port: int, *, token_ids: Path, step_ms: float, flags: 
     ]  # fmt: skip
 
 
-def real_engine(handshake_port: int, *, model: str, flags: Sequence[str] = ()) -> list[str]:
-    """vLLM 0.32.0 on the CPU, without its API server."""
+def real_engine(handshake_port: int, *, model: str, core: int, flags: Sequence[str] = ()) -> list[str]:
+    """vLLM 0.32.0 on a core of its own, without its API server."""
     return [
+        "env", f"VLLM_CPU_OMP_THREADS_BIND={core}", "taskset", "-c", str(core),
         str(VLLM), "serve", model, "--headless", "--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port",
         str(handshake_port), "--enforce-eager", *flags,
     ]  # fmt: skip
