@@ -333,7 +333,7 @@ class EngineClient:
         return len(payloads) == RECORDS_PER_WAKE_UP
 
     def _hand_out(self, numbers: list[int], tokens: list[int], _touched: list[Sink]) -> None:
-        """The only record of this wake-up: no stream stands twice in it."""
+        """The only record of this wake-up."""
         now_s = time.monotonic()
         for number, token in self.hot_path.deliver(numbers, tokens, now_s):
             sink = self._sinks.get(number)

@@ -72,14 +72,22 @@ class HotPath:
             self._lanes[new_number] = lane
 
     def deliver(self, numbers: Sequence[int], tokens: Sequence[int], now_s: float) -> list[tuple[int, int]]:
-        """One token for each of these streams; returns those that have to take the exact way, as stream and token."""
+        """A token for each of these streams; returns those that have to take the exact way, as stream and token.
+
+        A stream may stand here several times, its tokens in order: what is behind one that is returned is returned too.
+        """
         lane_of, heads, write, join = self._lanes.get, CHUNK_HEADS, os.write, b"".join
         others: list[tuple[int, int]] = []
+        left: set[int] = set()  # streams whose lane is open, but not before the next call
         run_s, run_length = 0.0, 0  # streams in a row that had their last token at the same moment
         for number, token in zip(numbers, tokens, strict=True):
             lane = lane_of(number)
             try:
-                if lane is None or (piece := lane.pieces[token]) is None:
+                if lane is None:
+                    others.append((number, token))
+                    continue
+                if (piece := lane.pieces[token]) is None or (left and number in left):
+                    left.add(number)
                     others.append((number, token))
                     continue
                 last_s = lane.last_s
@@ -99,6 +107,7 @@ class HotPath:
             except OSError:  # the client is gone, as its connection will say
                 self._block(number, b"")
             except IndexError:  # no token of this model
+                left.add(number)
                 others.append((number, token))
         if run_length:
             self._observe_itl(now_s - run_s, run_length)

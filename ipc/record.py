@@ -23,8 +23,8 @@ word  field        meaning
                    beside the output, before the finish
 
 A stream number is the low half of its StreamId; slot and generation are the ring's. A stream's tokens stand before its
-finish. Per stream the sections keep the order in which the engine produced; each stream has one token in the token
-section at most once per step, unless speculative decoding gave several, which then stand in order.
+finish. Per stream the sections keep the order in which the engine produced; in the token section a stream has one token,
+or several in order, where speculative decoding gave them or a record is of several steps of vLLM's.
 """
 
 from array import array

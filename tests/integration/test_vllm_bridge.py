@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tokenizers import Tokenizer
 
 from loadtests.peers.server import free_port
 from tests.integration.fleet import Fleet, environment
@@ -218,3 +220,31 @@ def test_settings_that_contradict_each_other_are_refused(
 
     assert run(["check", *flags]) != 0
     assert word in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("skips_specials", [True, False])
+def test_ids_of_every_kind_come_as_the_text_they_are(tmp_path: Path, model_folder: Path, skips_specials: bool) -> None:
+    """Many steps in one record, with parts of characters and special ids among them, all in order."""
+    tokenizer = Tokenizer.from_file(str(model_folder / "tokenizer.json"))
+    draw, everything = random.Random(1), range(tokenizer.get_vocab_size())
+    partial = [number for number in everything if "\N{REPLACEMENT CHARACTER}" in tokenizer.decode([number])]
+    special = [number for number in everything if not tokenizer.decode([number], skip_special_tokens=True)]
+    answers = [
+        [draw.choice(kind) for kind in draw.choices([everything, partial, special], [0.7, 0.2, 0.1], k=40)]
+        for _ in range(100)
+    ]
+    port = free_port()
+    with (
+        engine_core(port, tmp_path, "--step-ms", "0.2", "--echo"),
+        fleet_at(port, tmp_path, model_folder) as fleet,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def streamed(ids: list[int]) -> str:
+            body = {"max_tokens": len(ids), "stream": True, "skip_special_tokens": skips_specials, "temperature": 0}
+            events = complete(fleet, prompt=ids, **body).text.split("\n\n")[:-2]
+            return "".join(json.loads(event.removeprefix("data: "))["choices"][0]["text"] for event in events)
+
+        assert list(pool.map(streamed, answers)) == [
+            tokenizer.decode(ids, skip_special_tokens=skips_specials) for ids in answers
+        ]

@@ -3,9 +3,12 @@
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apiserver.hot_path import HotPath, Lane, duplicate_or_none
 
@@ -37,18 +40,26 @@ class Client:
             return b""
 
 
-@pytest.fixture
-def clients() -> Iterator[list[Client]]:
+@contextmanager
+def connected(count: int) -> Iterator[list[Client]]:
     made = []
-    for _ in range(3):
+    for _ in range(count):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
         made.append(Client(ours, theirs))
-    yield made
-    for client in made:
-        client.ours.close()
-        client.theirs.close()
+    try:
+        yield made
+    finally:
+        for client in made:
+            client.ours.close()
+            client.theirs.close()
+
+
+@pytest.fixture
+def clients() -> Iterator[list[Client]]:
+    with connected(3) as made:
+        yield made
 
 
 def chunk(text: bytes) -> bytes:
@@ -75,11 +86,31 @@ def test_what_is_not_plain_takes_the_exact_way(clients: list[Client]) -> None:
     lane = clients[0].lane()
     path.open(0, lane)
 
-    others = path.deliver([0, 9, 0, 0], [SPECIAL, 0, 4, 0], 1.0)
+    others = [path.deliver(*step, 1.0) for step in (([0, 9], [SPECIAL, 0]), ([0], [4]), ([0], [0]))]
 
-    assert others == [(0, SPECIAL), (9, 0), (0, 4)], "no text of its own, no lane, no token of this model"
+    assert others == [[(0, SPECIAL), (9, 0)], [(0, 4)], []], "no text of its own, no lane, no token of this model"
     assert clients[0].received() == chunk(b"a")
     assert lane.count == 1
+
+
+@given(steps=st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=12), max_size=4))
+def test_several_tokens_of_a_stream_keep_their_order(steps: list[list[tuple[int, int]]]) -> None:
+    with connected(3) as clients:  # the fourth stream has no lane
+        path = HotPath()
+        for number, client in enumerate(clients):
+            path.open(number, client.lane())
+        for step in steps:
+            others = path.deliver([number for number, _ in step], [token for _, token in step], 1.0)
+
+            received = [client.received() for client in clients] + [b""]
+            for number in range(4):
+                tokens = [token for stream, token in step if stream == number]
+                exact = [token for stream, token in others if stream == number]
+                plain = tokens[: len(tokens) - len(exact)]
+                assert plain + exact == tokens, "what takes the exact way is written behind what is written here"
+                assert received[number] == b"".join(chunk(PIECES[token] or b"?") for token in plain)
+        for number in range(3):
+            path.close(number)
 
 
 def test_a_full_socket_closes_the_lane_and_loses_nothing(clients: list[Client]) -> None:
