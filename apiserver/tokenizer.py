@@ -62,10 +62,10 @@ def load_tokenizer(model: ModelFolder) -> Tokenizer:
     # A worker has one core to itself: fastokens' own threads would only spin on the neighbours'. Read at first encoding.
     for threads in ("FASTOKENS_BPE_THREADS", "RAYON_NUM_THREADS"):
         os.environ.setdefault(threads, "1")
-    text = model.tokenizer_path.read_text()
     try:
+        text = model.tokenizer_path.read_text(encoding="utf-8")
         content: dict[str, Any] = msgspec.json.decode(text)  # Any: tokenizer.json
-    except msgspec.DecodeError as error:
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
         raise ModelFolderError(f"{model.tokenizer_path} cannot be read: {error}") from None
     library = _exact_library(str(model.tokenizer_path), text, content, model.vocab_size)
     return Tokenizer(library, _max_chars_per_token(content))

@@ -186,7 +186,7 @@ class Admission:
 
     def _with_prefix_or_none(self, prefix_key: int, least: EngineLoad) -> EngineLoad | None:
         engine = self.engines.get(self._engine_of_prefix.get(prefix_key, -1)) if prefix_key else None
-        if engine is None or engine.load_tokens > least.load_tokens * 1.5 + AFFINITY_SLACK_TOKENS:
+        if engine is None or engine.expected_tokens > least.expected_tokens * 1.5 + AFFINITY_SLACK_TOKENS:
             return None
         return engine
 

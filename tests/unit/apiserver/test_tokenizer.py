@@ -135,9 +135,10 @@ def test_a_tokenizer_the_fast_library_refuses_is_served_by_the_reference(
     assert tokenizer.max_chars_per_token is None
 
 
-def test_an_unreadable_tokenizer_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b'{"version": "1.0"', b'{"version": "\xff"}'])
+def test_an_unreadable_tokenizer_is_one_line(tmp_path: Path, content: bytes) -> None:
     folder = make_model_folder(tmp_path / "broken")
-    (folder / "tokenizer.json").write_text('{"version": "1.0"')
+    (folder / "tokenizer.json").write_bytes(content)
 
     with pytest.raises(ModelFolderError, match=r"tokenizer\.json cannot be read"):
         load_tokenizer(read_model_folder(folder, ModelSettings()))
