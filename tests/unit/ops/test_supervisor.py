@@ -43,13 +43,14 @@ def test_the_death_of_an_engine_or_a_worker_rings_the_broker(monkeypatch: pytest
     monkeypatch.setattr(Supervisor, "_worker_starter", dying)
     settings = Settings(server=ServerSettings(port=0), ops=OpsSettings(ops_port=0))
     resources = Resources(settings, num_workers=2)
-    bell = resources.broker_bell
+    bell, poller = resources.broker_bell, select.poll()
+    poller.register(bell.fd, select.POLLIN)
     supervisor = Supervisor(settings, resources, os.getpid(), reload=lambda: pytest.fail("nobody asks for this"))
 
     rung = {}
     for child in chain(supervisor._engines, supervisor._workers.children):
         asyncio.run(asyncio.wait_for(child.keep(), 20))
-        rung[child.title] = bool(select.select([bell.fd], [], [], 0)[0])
+        rung[child.title] = bool(poller.poll(0))
         bell.clear()
 
     assert rung == {"engine 0": True, "worker 0": True, "worker 1": True}
