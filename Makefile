@@ -36,7 +36,8 @@ test: install
 	$(LANES) -j4 fast-test parity-test $(BESIDE)
 	$(LANES) -j2 fault-test service-test
 
-FAST := tests/unit tests/property tests/golden tests/doorbell tests/chart
+FAST := tests/unit tests/property tests/golden tests/doorbell tests/chart \
+	$(addprefix tests/integration/test_,conformance.py embeddings.py prompt_logprobs.py speculation.py)
 FAULTS := tests/faults
 fast-test: install
 	$(BIN)/python -m pytest $(FAST)
