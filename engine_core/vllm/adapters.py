@@ -14,7 +14,7 @@ def load_adapters(
     paths: Mapping[str, str], facts: Facts, link: EngineLink, wire: Wire, on_wait: Callable[[], None]
 ) -> dict[str, LoraRequest]:
     """By name. `on_wait` is called several times a second and may raise. Raises CannotBoot."""
-    if paths and not facts.supports_lora:
+    if paths and facts.supports_lora is False:
         raise CannotBoot("--lora-modules: vLLM runs without --enable-lora")
     loras = {name: LoraRequest(name, number, path) for number, (name, path) in enumerate(paths.items(), 1)}
     calls = Calls(link, wire)

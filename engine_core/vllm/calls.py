@@ -17,7 +17,7 @@ class Calls:
     """Of one engine core."""
 
     def __init__(self, link: EngineLink, wire: Wire) -> None:
-        self._link, self._wire = link, wire
+        self._link, self._wire, self.layout = link, wire, wire.layout
         self._waiting: dict[int, OnAnswer] = {}  # by vLLM's call id
         self._num_calls = 0
 
@@ -51,8 +51,12 @@ class Controls:
         match control.action:
             case Action.RESET_PREFIX_CACHE:
                 self._ask(control, "reset_prefix_cache", (reset.running, reset.external))
-            case Action.START_PROFILE:
+            case Action.START_PROFILE if self._calls.layout.profile_counts_steps:
                 self._ask(control, "profile", (True, *_profile_arguments(control.profile)))
+            case Action.START_PROFILE if control.profile.delay_iterations or control.profile.max_iterations:
+                self._tell(control, fault="this version of vLLM knows no delay_iterations and no max_iterations")
+            case Action.START_PROFILE:
+                self._ask(control, "profile", (True, _profile_arguments(control.profile)[0]))
             case Action.STOP_PROFILE:
                 self._ask(control, "profile", (False,))
             case Action.SLEEP:
@@ -76,8 +80,14 @@ class Controls:
         self._calls.ask(method, arguments, lambda output: self._on_answer(control, output))
 
     def _on_answer(self, control: Control, output: UtilityOutput) -> None:
-        is_true = bool(output.result and output.result[1])
-        fault = output.failure_message or ""
+        if control.action == Action.WAKE_UP and not _fault(output) and not self._calls.layout.wake_up_says_whether:
+            self._calls.ask(
+                "is_sleeping", (), lambda asked: self._conclude(control, not _is_true(asked), _fault(asked))
+            )
+        else:
+            self._conclude(control, _is_true(output), _fault(output))
+
+    def _conclude(self, control: Control, is_true: bool, fault: str) -> None:
         if control.action == Action.RESET_PREFIX_CACHE and not is_true and not fault:
             fault = "vLLM keeps its prefix cache while requests use it"  # whoever asked may ask again
         has_failed = bool(fault)
@@ -89,7 +99,18 @@ class Controls:
             self._on_sleep(None)
         elif control.action == Action.SLEEP:
             self._on_sleep(control.sleep.level)
-        self._answer(EngineAnswer(engine=self._index, ticket=control.ticket, count=int(is_true), fault=fault))
+        self._tell(control, count=int(is_true), fault=fault)
+
+    def _tell(self, control: Control, *, count: int = 0, fault: str) -> None:
+        self._answer(EngineAnswer(engine=self._index, ticket=control.ticket, count=count, fault=fault))
+
+
+def _is_true(output: UtilityOutput) -> bool:
+    return bool(output.result and output.result[1])
+
+
+def _fault(output: UtilityOutput) -> str:
+    return output.failure_message or ""
 
 
 def _profile_arguments(options: ProfileOptions) -> tuple[Any, ...]:

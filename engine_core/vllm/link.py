@@ -32,8 +32,7 @@ class Facts(Struct):
     max_model_len: int
     num_gpu_blocks: int
     block_size: int
-    max_num_seqs: int
-    supports_lora: bool = False
+    supports_lora: bool | None = None  # 0.24 does not say
 
 
 class EngineLink:

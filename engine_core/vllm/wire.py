@@ -135,6 +135,7 @@ class Wire:
     """Both directions in one layout."""
 
     def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self._request = _struct("Request", layout.request, _REQUEST_TYPES)
         output = _struct("Output", layout.output, _OUTPUT_TYPES)
         outputs = _struct("Outputs", layout.outputs, {**_OUTPUTS_TYPES, "outputs": (list[output], ())})  # type: ignore[valid-type]

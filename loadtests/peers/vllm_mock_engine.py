@@ -2,7 +2,7 @@
 
 What the `sim` engine is to tokenfleet, this is to vLLM's front ends: every request gets max_tokens valid ids, one per
 step, all running requests in one EngineCoreOutputs message per step and client. Written from the wire format alone
-(0.33, positional msgpack, in which vLLM writes fields that have their defaults too; as 0.32 it leaves two fields out):
+(0.33, positional msgpack, in which vLLM writes fields that have their defaults too; older versions lack some of them):
 handshake HELLO, INIT, READY on a DEALER; requests in as [type byte, msgpack array]; outputs out over PUSH.
 
     python -m loadtests.peers.vllm_mock_engine --handshake tcp://127.0.0.1:29550 --step-ms 20 --token-ids ids.json
@@ -18,7 +18,7 @@ import struct
 import time
 from collections.abc import Iterable
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import zmq
@@ -26,15 +26,29 @@ from msgspec import Raw, Struct
 
 ADD, ABORT, UTILITY = b"\x00", b"\x01", b"\x03"
 FINISH_LENGTH, FINISH_ABORT = 1, 2
-OUTPUT_FIELDS = 20  # of 0.33; two fewer in 0.32
 KV_TRANSFER_PARAMS = 8  # of a request are given back with its last token
-NUM_NANS = 13  # the field whose default is a number
-OUTPUTS_FIELDS = 9
 NUM_SCRIPTED_TOKENS = 1 << 16
+
+
+class Places(NamedTuple):
+    """How long a version's arrays are, and where in them stands what moved."""
+
+    output_fields: int
+    prefill_stats: int
+    num_nans: int  # the field whose default is a number
+    outputs_fields: int
+    ready_lacks: frozenset[str] = frozenset()
+
+
+PLACES = {
+    "0.24": Places(13, 10, 12, 8, ready_lacks=frozenset({"supports_lora", "max_loras", "max_num_seqs", "instance_id"})),
+    "0.32": Places(18, 11, 13, 9),
+    "0.33": Places(20, 11, 13, 9),
+}
 
 READY_RESPONSE: dict[str, Any] = {  # Any: the protocol's own mixture
     "max_model_len": 131072, "num_gpu_blocks": 65536, "block_size": 16, "dp_stats_address": None, "dtype": "bfloat16",
-    "vllm_version": "0.33.0", "world_size": 1, "data_parallel_size": 1, "tensor_parallel_size": 1,
+    "world_size": 1, "data_parallel_size": 1, "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1, "decode_context_parallel_size": 1, "data_parallel_rank": 0, "max_num_seqs": 4096,
     "max_num_batched_tokens": 8192, "instance_id": "mock", "supports_lora": True, "max_loras": 4,
     "mamba_block_size": None, "kv_cache_size_tokens": 65536 * 16, "kv_cache_max_concurrency": 8.0,
@@ -91,9 +105,9 @@ _add_decoder = msgspec.msgpack.Decoder(AddRequest)
 class MockEngine:
     """The engine's state and its two halves: `take_in` and `step`."""
 
-    def __init__(self, token_ids: Iterable[int], seed: int, *, is_echo: bool = False) -> None:
-        self._is_echo = is_echo
-        self._num_fields = OUTPUT_FIELDS - 2 * READY_RESPONSE["vllm_version"].startswith("0.32")
+    def __init__(self, token_ids: Iterable[int], seed: int, version: str, *, is_echo: bool = False) -> None:
+        self._is_echo, self._version = is_echo, version
+        self._places = PLACES.get(version[:4], PLACES["0.33"])
         self._rest = b"".join(map(_encode, self._output([])[2:]))
         rng = random.Random(seed)
         ids = list(token_ids)
@@ -115,8 +129,9 @@ class MockEngine:
             raise TimeoutError("no front end answered the handshake")
         addresses = msgspec.msgpack.decode(self._handshake.recv())["addresses"]
         self.inputs = [self._connected(zmq.DEALER, endpoint, identity) for endpoint in addresses["inputs"]]
+        told = {key: value for key, value in READY_RESPONSE.items() if key not in self._places.ready_lacks}
         for socket in self.inputs:
-            socket.send(_encode(READY_RESPONSE))
+            socket.send(_encode({**told, "vllm_version": self._version}))
         self.outputs = [self._connected(zmq.PUSH, endpoint, identity) for endpoint in addresses["outputs"]]
         self._handshake.send(_encode({"status": "READY", "local": False, "headless": True}))
 
@@ -145,12 +160,12 @@ class MockEngine:
                     self.counts["calls"] += 1
                     client, call_id, method, _ = msgspec.msgpack.decode(frames[0])
                     result = [call_id, None, [None, UTILITY_RESULTS.get(method)]]
-                    self.outputs[client].send(_outputs([], utility=result))
+                    self.outputs[client].send(self._outputs([], utility=result))
 
     def _add(self, request: AddRequest) -> None:
         max_tokens = (request.sampling_params.max_tokens if request.sampling_params else 1) or 16
         self.running[request.request_id] = Running(
-            prefix=_array_header(self._num_fields) + _encode(request.request_id),
+            prefix=_array_header(self._places.output_fields) + _encode(request.request_id),
             client=request.client_index,
             num_prompt_tokens=_array_length(request.prompt_token_ids),
             ends_at_step=self.step_number + max(1, max_tokens),
@@ -165,7 +180,7 @@ class MockEngine:
             if aborted is not None:
                 self.counts["aborts"] += 1
                 output = self._output([request_id, [], None, None, None, FINISH_ABORT])
-                self.outputs[aborted.client].send(_outputs([_encode(output)], finished=[request_id]))
+                self.outputs[aborted.client].send(self._outputs([_encode(output)], finished=[request_id]))
 
     def step(self) -> None:
         """One token for every running request, one message per client."""
@@ -193,50 +208,52 @@ class MockEngine:
             if not (is_last or running.is_fresh):
                 outputs.append(running.prefix + token + self._rest)
                 continue
-            outputs.append(_encode(self._output(_telling_output(request_id, running, token, now_s, is_last))))
+            outputs.append(_encode(self._output(self._telling_output(request_id, running, token, now_s, is_last))))
             num_fresh += running.is_fresh
             running.is_fresh = False
             if is_last:
                 ended.append(request_id)
                 del self.running[request_id]
-        self.outputs[client].send(_outputs(outputs, _scheduler_stats(len(members), num_fresh), finished=ended or None))
+        stats = _scheduler_stats(len(members), num_fresh)
+        self.outputs[client].send(self._outputs(outputs, stats, finished=ended or None))
         self.counts["messages"] += 1
         self.counts["tokens"] += len(outputs)
 
     def _output(self, told: list[Any]) -> list[Any]:
         """EngineCoreOutput, with the defaults of the fields that are not told."""
-        defaults = [0 if place == NUM_NANS else None for place in range(self._num_fields)]
+        defaults = [0 if place == self._places.num_nans else None for place in range(self._places.output_fields)]
         return [*told, *defaults[len(told) :]]
 
+    def _telling_output(
+        self, request_id: str, running: Running, token: bytes, now_s: float, is_last: bool
+    ) -> list[Any]:
+        """Fields of an EngineCoreOutput with finish reason and, for the first token, events and prefill statistics."""
+        output: list[Any] = [request_id, Raw(token), None, None, None, FINISH_LENGTH if is_last else None]
+        if running.is_fresh:
+            n = running.num_prompt_tokens
+            prefill = {
+                "num_prompt_tokens": n, "num_computed_tokens": n, "num_cached_tokens": 0, "num_local_cached_tokens": 0,
+                "num_external_cached_tokens": 0, "num_cache_creation_tokens": 0,
+            }  # fmt: skip
+            output += [None, [{"type": 1, "timestamp": now_s}, {"type": 2, "timestamp": now_s}]]
+            output += [None] * (self._places.prefill_stats - len(output)) + [prefill]
+        if is_last and running.extra_args:
+            output += [None] * (KV_TRANSFER_PARAMS + 1 - len(output))
+            output[KV_TRANSFER_PARAMS] = running.extra_args.get("kv_transfer_params")
+        return output
 
-def _outputs(
-    outputs: list[bytes],
-    stats: dict[str, Any] | None = None,
-    *,
-    utility: list[Any] | None = None,
-    finished: list[str] | None = None,
-) -> bytes:
-    """EngineCoreOutputs of encoded ones."""
-    tail = [stats, time.monotonic(), utility, finished, None, None, "default"]
-    head = _array_header(OUTPUTS_FIELDS) + _encode(0) + _array_header(len(outputs))
-    return head + b"".join(outputs) + b"".join(map(_encode, tail))
-
-
-def _telling_output(request_id: str, running: Running, token: bytes, now_s: float, is_last: bool) -> list[Any]:
-    """Fields of an EngineCoreOutput with finish reason and, for the first token, events and prefill statistics."""
-    output: list[Any] = [request_id, Raw(token), None, None, None, FINISH_LENGTH if is_last else None]
-    if running.is_fresh:
-        n = running.num_prompt_tokens
-        prefill = {
-            "num_prompt_tokens": n, "num_computed_tokens": n, "num_cached_tokens": 0, "num_local_cached_tokens": 0,
-            "num_external_cached_tokens": 0, "num_cache_creation_tokens": 0,
-        }  # fmt: skip
-        events = [{"type": 1, "timestamp": now_s}, {"type": 2, "timestamp": now_s}]
-        output += [None, events, None, None, None, prefill]
-    if is_last and running.extra_args:
-        output += [None] * (KV_TRANSFER_PARAMS + 1 - len(output))
-        output[KV_TRANSFER_PARAMS] = running.extra_args.get("kv_transfer_params")
-    return output
+    def _outputs(
+        self,
+        outputs: list[bytes],
+        stats: dict[str, Any] | None = None,
+        *,
+        utility: list[Any] | None = None,
+        finished: list[str] | None = None,
+    ) -> bytes:
+        """EngineCoreOutputs of encoded ones."""
+        tail = [stats, time.monotonic(), utility, finished, None, None, "default"][: self._places.outputs_fields - 2]
+        head = _array_header(self._places.outputs_fields) + _encode(0) + _array_header(len(outputs))
+        return head + b"".join(outputs) + b"".join(map(_encode, tail))
 
 
 def _scheduler_stats(num_running: int, num_fresh: int) -> dict[str, Any]:
@@ -298,11 +315,10 @@ def main() -> None:
     parser.add_argument("--timeout-s", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--echo", action="store_true", help="answer with the prompt's ids")
-    parser.add_argument("--version", default=READY_RESPONSE["vllm_version"], help="what it says it is")
+    parser.add_argument("--version", default="0.33.0", help="what it says it is; its messages are that one's, if known")
     arguments = parser.parse_args()
-    READY_RESPONSE["vllm_version"] = arguments.version
     with open(arguments.token_ids) as file:  # noqa: PTH123
-        engine = MockEngine(json.load(file), arguments.seed, is_echo=arguments.echo)
+        engine = MockEngine(json.load(file), arguments.seed, arguments.version, is_echo=arguments.echo)
 
     def report(_signal: int, _frame: FrameType | None) -> None:
         print(json.dumps(engine.counts), flush=True)

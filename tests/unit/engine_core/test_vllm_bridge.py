@@ -12,7 +12,7 @@ import zmq
 from engine_core.metrics import EngineMetrics
 from engine_core.outbox import Outbox
 from engine_core.vllm.bridge import Bridge
-from engine_core.vllm.layouts import LAYOUTS
+from engine_core.vllm.layouts import LAYOUTS, Layout
 from engine_core.vllm.link import EngineGone
 from engine_core.vllm.wire import ENGINE_CORE_DEAD, FinishReason, LoraRequest, Wire
 from ipc.fleet_page import FleetPage
@@ -38,7 +38,6 @@ from ipc.record import NO_STOP_TOKEN, FailureCode, FinishCode, StepRecord, unpac
 from ipc.ring import RingReader, RingWriter, format_ring, ring_segment_bytes
 from ipc.sockets import Inbound
 
-LAYOUT = LAYOUTS["0.33"]
 EOS = 2
 RING_BYTES = 1 << 16
 
@@ -46,7 +45,8 @@ RING_BYTES = 1 << 16
 class Core:
     """vLLM's side of an EngineLink."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", layout: Layout) -> None:
+        self.layout = layout
         self.output, self._push = context.socket(zmq.PULL), context.socket(zmq.PUSH)
         self.output.bind("inproc://output")
         self._push.connect("inproc://output")
@@ -55,7 +55,7 @@ class Core:
         self.calls: list[list[Any]] = []
 
     def add(self, frame: bytes) -> None:
-        self.requests.append(dict(zip(LAYOUT.request, msgspec.msgpack.decode(frame), strict=False)))
+        self.requests.append(dict(zip(self.layout.request, msgspec.msgpack.decode(frame), strict=False)))
 
     def abort(self, frame: bytes) -> None:
         self.aborted += msgspec.msgpack.decode(frame)
@@ -68,7 +68,7 @@ class Core:
         outputs = {
             "engine_index": 0, "outputs": [], "timestamp": 1.0, "utility_output": [call_id, failure, [None, result]],
         }  # fmt: skip
-        fields = [outputs.get(name) for name in LAYOUT.outputs]
+        fields = [outputs.get(name) for name in self.layout.outputs]
         self._push.send_multipart([msgspec.msgpack.encode(fields)])
 
     def check(self) -> None:
@@ -77,6 +77,10 @@ class Core:
     def receive(self) -> Iterator[list[bytes]]:
         while self.output.poll(0):
             yield self.output.recv_multipart()
+
+    def whole(self, **told: Any) -> list[Any]:
+        """An EngineCoreOutput in full."""
+        return [told.get(name) for name in self.layout.output]
 
     def gives(self, *outputs: list[Any], at_s: float = 10.0, frames: tuple[bytes, ...] = ()) -> None:
         self._push.send_multipart([msgspec.msgpack.encode([0, outputs, None, at_s]), *frames])
@@ -111,8 +115,8 @@ class SilentBell:
 
 
 class Rig:
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-        self.core, self.broker = Core(context), Broker(context)
+    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", layout: Layout) -> None:
+        self.core, self.broker = Core(context, layout), Broker(context)
         view = memoryview(bytearray(ring_segment_bytes(RING_BYTES)))
         format_ring(view, RING_BYTES)
         self._view, self._reader = view, RingReader(view, 1)
@@ -121,7 +125,7 @@ class Rig:
         self.bridge = Bridge(
             index=0, generation=1,
             socket=self.broker, link=self.core,  # type: ignore[arg-type]
-            wire=Wire(LAYOUT), outbox=Outbox([RingWriter(view)], [SilentBell()]), cell=FleetPage(page.view).engines[0],
+            wire=Wire(layout), outbox=Outbox([RingWriter(view)], [SilentBell()]), cell=FleetPage(page.view).engines[0],
             metrics=EngineMetrics(metrics.view, model_name="m", engine=0, block_size=16, num_blocks=9),
             eos_token_ids=(EOS,), step_timeout_s=60.0, loras={"poems": LoraRequest("poems", 2, "/adapters/poems")},
         )  # fmt: skip
@@ -157,11 +161,11 @@ class Rig:
         return whole
 
 
-@pytest.fixture
-def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+@pytest.fixture(params=list(LAYOUTS.values()), ids=list(LAYOUTS))
+def rig(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Rig]:
     monkeypatch.setattr("engine_core.vllm.bridge.IDLE_MS", 1)  # the broker's messages do not wake it here
     context = zmq.Context()
-    rig = Rig(context)
+    rig = Rig(context, request.param)
     yield rig
     context.destroy(linger=0)
 
@@ -184,7 +188,11 @@ def test_the_last_token_of_a_full_length_is_output(rig: Rig) -> None:
     name = rig.ask()
     events = [{"type": 1, "timestamp": 9.0}, {"type": 2, "timestamp": 9.5}, {"type": 3, "timestamp": 9.6}]
     prefill = {"num_cached_tokens": 2}
-    rig.core.gives([name, [11], None, None, None, FinishReason.LENGTH, None, events, None, None, None, prefill])
+    rig.core.gives(
+        rig.core.whole(
+            request_id=name, new_token_ids=[11], finish_reason=FinishReason.LENGTH, events=events, prefill_stats=prefill
+        )
+    )
 
     record = rig.records()
 
@@ -403,7 +411,14 @@ def test_an_engine_core_that_is_awake_again_has_to_answer(rig: Rig, is_whole: bo
     rig.send(Control(ticket=10, action=Action.WAKE_UP, sleep=SleepOptions(tags=("weights",))))
     (_, slept, *_), (_, woken, method, arguments) = rig.core.calls
     rig.core.says(slept, None, None)
-    rig.core.says(woken, None, is_whole)
+    if rig.core.layout.wake_up_says_whether:
+        rig.core.says(woken, None, is_whole)
+    else:  # it is asked
+        rig.core.says(woken, None, None)
+        rig.look()
+        (_, asked, asked_method, _) = rig.core.calls[2]
+        assert asked_method == "is_sleeping" and len(rig.broker.answers) == 1, "of the sleep alone"
+        rig.core.says(asked, None, not is_whole)
     rig.look()
     rig.bridge._last_step_s -= 61
 
@@ -453,15 +468,28 @@ def test_a_paused_engine_core_is_not_taken_for_dead_until_it_resumes(rig: Rig) -
 
 
 def test_an_engine_core_is_profiled_in_its_own_words(rig: Rig) -> None:
-    profile = ProfileOptions(prefix="a_", max_iterations=4)
+    counts_steps = rig.core.layout.profile_counts_steps
+    profile = ProfileOptions(prefix="a_", max_iterations=4 if counts_steps else 0)
     rig.send(Control(ticket=9, action=Action.START_PROFILE, profile=profile))
     rig.send(Control(ticket=10, action=Action.STOP_PROFILE))
     start, stop = rig.core.calls
     rig.core.says(start[1], "no profiler", None)
     rig.look()
 
-    assert start[2:] == ["profile", [True, "a", None, 4]] and stop[2:] == ["profile", [False]]
+    assert start[2:] == ["profile", [True, "a", None, 4] if counts_steps else [True, "a"]] and stop[2:] == [
+        "profile",
+        [False],
+    ]
     assert rig.broker.answers == [EngineAnswer(engine=0, ticket=9, fault="no profiler")]
+
+
+@pytest.mark.parametrize("rig", [LAYOUTS["0.24"]], indirect=True)
+@pytest.mark.parametrize("profile", [ProfileOptions(delay_iterations=4), ProfileOptions(max_iterations=4)])
+def test_steps_that_vllms_profiler_cannot_count_are_refused(rig: Rig, profile: ProfileOptions) -> None:
+    rig.send(Control(ticket=9, action=Action.START_PROFILE, profile=profile))
+
+    [answer] = rig.broker.answers
+    assert answer.ticket == 9 and "delay_iterations" in answer.fault and rig.core.calls == []
 
 
 def test_an_engine_core_that_aborts_unasked_is_being_stopped_and_its_requests_go_on_elsewhere(rig: Rig) -> None:

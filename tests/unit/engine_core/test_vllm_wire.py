@@ -21,14 +21,14 @@ def request(**sampling: Any) -> Generate:
     return Generate(stream_id=1, request_id="r", sampling=SamplingParams(max_tokens=9, **sampling))
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.1+cpu", "0.33.0", "0.33.0rc1"])
+@pytest.mark.parametrize("version", ["0.24.0", "0.32.0", "0.32.1+cpu", "0.33.0", "0.33.0rc1"])
 def test_a_known_version_has_its_layout(version: str) -> None:
     assert layout_of(version) is LAYOUTS[version[:4]]
 
 
-@pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "dev", ""])
+@pytest.mark.parametrize("version", ["0.23.0", "0.25.0", "0.31.2", "0.34.0", "dev", ""])
 def test_an_unknown_version_is_refused_unless_the_operator_says_which_layout_it_has(version: str) -> None:
-    with pytest.raises(UnknownVersion, match=r"0\.32 and 0\.33.*--vllm-version"):
+    with pytest.raises(UnknownVersion, match=r"0\.24, 0\.32 and 0\.33.*--vllm-version"):
         layout_of(version)
 
     assert layout_of(version, "0.33") is LAYOUTS["0.33"]
@@ -58,13 +58,28 @@ def test_prompts_of_any_length_are_plain_integers(num_tokens: int, largest: int)
     assert msgspec.msgpack.decode(frame)[1] == ids
 
 
+@pytest.mark.parametrize(("version", "place", "num_fields"), [("0.24", 10, 13), ("0.32", 11, 18), ("0.33", 11, 20)])
+def test_what_came_from_the_prefix_cache_stands_where_each_version_has_it(
+    version: str, place: int, num_fields: int
+) -> None:
+    output: list[Any] = ["ab", [5], *[None] * (num_fields - 2)]
+    output[place] = {"num_prompt_tokens": 9, "num_cached_tokens": 8}
+
+    [read] = Wire(LAYOUTS[version]).outputs(msgspec.msgpack.encode([0, [output]])).outputs
+
+    assert read.prefill_stats is not None and read.prefill_stats.num_cached_tokens == 8
+    assert len(LAYOUTS[version].output) == num_fields
+
+
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_an_output_is_read_however_much_of_it_was_left_out(layout: Any) -> None:
     short = ["ab", [5]]
-    long = [
-        "cd", [6, 7], None, None, None, 0, 7, [{"type": 1, "timestamp": 1.0}, {"type": 2, "timestamp": 1.5}], None, None, None,
-        {"num_prompt_tokens": 9, "num_cached_tokens": 8}, None, 0, None, None, None, None, "later", "fields",
-    ]  # fmt: skip
+    told = {
+        "request_id": "cd", "new_token_ids": [6, 7], "finish_reason": 0, "stop_reason": 7, "num_nans_in_logits": 0,
+        "events": [{"type": 1, "timestamp": 1.0}, {"type": 2, "timestamp": 1.5}],
+        "prefill_stats": {"num_prompt_tokens": 9, "num_cached_tokens": 8},
+    }  # fmt: skip
+    long = [*[told.get(name) for name in layout.output], "later", "fields"]
     stats = {
         "num_running_reqs": 3,
         "kv_cache_usage": 0.5,
