@@ -66,11 +66,16 @@ def mock_engine(handshake_port: int, *, token_ids: Path, step_ms: float, flags: 
 
 
 def real_engine(handshake_port: int, *, model: str, core: int, flags: Sequence[str] = ()) -> list[str]:
-    """vLLM 0.32.0 on a core of its own, without its API server."""
+    """vLLM 0.32.0 on a core of its own."""
+    pinned = ["env", f"VLLM_CPU_OMP_THREADS_BIND={core}", "taskset", "-c", str(core)]
+    return [*pinned, *headless([str(VLLM)], model, handshake_port, flags=("--enforce-eager", *flags))]
+
+
+def headless(vllm: Sequence[str], model: str, handshake_port: int, *, flags: Sequence[str] = ()) -> list[str]:
+    """vLLM without its API server."""
     return [
-        "env", f"VLLM_CPU_OMP_THREADS_BIND={core}", "taskset", "-c", str(core),
-        str(VLLM), "serve", model, "--headless", "--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port",
-        str(handshake_port), "--enforce-eager", *flags,
+        *vllm, "serve", model, "--headless", "--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port",
+        str(handshake_port), *flags,
     ]  # fmt: skip
 
 
@@ -91,10 +96,12 @@ def rust_command(model: str, port: int, handshake_port: int, *, binary: Path = V
     ]  # fmt: skip
 
 
-def python_command(model: str, port: int, handshake_port: int, *, flags: Sequence[str] = ()) -> list[str]:
+def python_command(
+    model: str, port: int, handshake_port: int, *, vllm: Sequence[str] = (str(VLLM),), flags: Sequence[str] = ()
+) -> list[str]:
     """One process, as `vllm serve` starts it by default, but for a log line per request, which the others do not write."""
     return [
-        str(VLLM), "serve", model, "--served-model-name", MODEL_NAME, "--data-parallel-size-local", "0",
+        *vllm, "serve", model, "--served-model-name", MODEL_NAME, "--data-parallel-size-local", "0",
         "--data-parallel-address", "127.0.0.1", "--data-parallel-rpc-port", str(handshake_port),
         "--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log", *flags,
     ]  # fmt: skip
