@@ -90,7 +90,7 @@ class Lane:
 
     def send(self, records: Iterable[bytes]) -> None:
         """Publish in order, behind what waits already; then wake the worker."""
-        has_published = self._flush()
+        has_published = self._flush() if self._overflow else False
         for record in records:
             if not self._overflow and self.ring.try_publish(record, self.generation):
                 has_published = True
@@ -194,7 +194,7 @@ class Outbox:
 
     def publish_lanes(self, lanes: Sequence[TokenLane], endings: Sequence[Ending]) -> None:
         """As `publish`, of an engine that has its tokens one by one: a lane per worker, empty afterwards."""
-        endings_of = _by_slot(endings)
+        endings_of = _by_slot(endings) if endings else {}
         for slot, (lane, tokens) in enumerate(zip(self._lanes, lanes, strict=True)):
             if tokens.numbers or slot in endings_of or lane.has_overflow:
                 lane.send(_records(*tokens.take(), endings_of.get(slot, ()), lane.ring))
@@ -228,9 +228,15 @@ def _scored_records(scored: Iterable[Scored], ring: Ring) -> Iterator[bytes]:
     yield pack_record(scored=group)
 
 
-def _records(numbers: Words, token_ids: Words, endings: Sequence[Ending], ring: Ring) -> Iterator[bytes]:
-    """The step of one worker in as few records as the ring allows. As a rule that is one."""
+def _records(numbers: Words, token_ids: Words, endings: Sequence[Ending], ring: Ring) -> Iterable[bytes]:
+    """The step of one worker in as few records as the ring allows. As a rule that is one, of tokens alone."""
     max_words = ring.max_payload_bytes // 4 - HEADER_WORDS
+    if not endings and 0 < 2 * len(token_ids) <= max_words:
+        return (_with_tokens(numbers, token_ids, _EMPTY_RECORD),)
+    return _several_records(numbers, token_ids, endings, max_words)
+
+
+def _several_records(numbers: Words, token_ids: Words, endings: Sequence[Ending], max_words: int) -> Iterator[bytes]:
     per_record = max_words // 2
     while len(token_ids) > per_record:
         yield _with_tokens(numbers[:per_record], token_ids[:per_record], _EMPTY_RECORD)

@@ -79,6 +79,8 @@ class RingWriter:
         self._view = view
         self._words, self._capacity = _words(view)
         self._mask = self._capacity - 1
+        self.max_payload_bytes = self._capacity // 2 - RECORD_HEADER_BYTES
+        """A larger payload is refused with ValueError, however empty the ring is."""
         self._tail = self._words[_TAIL]
         self._head_seen = self._words[_HEAD]  # private copy of the far cursor
 
@@ -86,11 +88,6 @@ class RingWriter:
     def reader_generation(self) -> int:
         """Generation of the worker that reads now; 0 before the first one."""
         return self._words[_GENERATION]
-
-    @property
-    def max_payload_bytes(self) -> int:
-        """A larger payload is refused with ValueError, however empty the ring is."""
-        return self._capacity // 2 - RECORD_HEADER_BYTES
 
     @property
     def used_bytes(self) -> int:

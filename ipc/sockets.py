@@ -25,6 +25,8 @@ from ipc.messages import (
     Progress,
 )
 
+_POLLIN = int(zmq.POLLIN)  # as an enum its `&` is Python code
+
 
 class Inbound(NamedTuple):
     """One message for an engine; `prompt` is empty unless it is a Generate, or a Resume with its output behind it."""
@@ -51,7 +53,7 @@ class _IntroducingDealer:
     def introduce_if_reconnected(self) -> None:
         """After a handshake say who this is. What arrived before it must have been handled by the caller already."""
         has_connected = False
-        while _has_message(self._monitor):
+        while has_message(self._monitor):
             self._monitor.recv_multipart(zmq.NOBLOCK)
             has_connected = True
         if has_connected:
@@ -59,7 +61,7 @@ class _IntroducingDealer:
 
     def receive_parcels(self) -> Iterator[bytes]:
         """What has arrived; does not wait."""
-        while _has_message(self.socket):
+        while has_message(self.socket):
             yield from parcel.split(self.socket.recv(zmq.NOBLOCK))
 
     def close(self) -> None:
@@ -69,9 +71,9 @@ class _IntroducingDealer:
         self._context.term()
 
 
-def _has_message(socket: "zmq.Socket[bytes]") -> bool:
+def has_message(socket: "zmq.Socket[bytes]") -> bool:
     """Asking costs less than the exception of a receive in vain."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & _POLLIN)
 
 
 class WorkerSocket:
@@ -128,9 +130,14 @@ class EngineSocket:
         self._socket = self._dealer.socket
 
     @property
-    def pollable(self) -> "zmq.Socket[bytes]":
-        """To be waited for together with other sockets; read by `receive` alone."""
-        return self._socket
+    def fd(self) -> int:
+        """Readable when `receive` may have something. Edge-triggered: `receive` after every wake, and where `has_message`
+        says so after a `send`."""
+        return int(self._socket.getsockopt(zmq.FD))
+
+    @property
+    def has_message(self) -> bool:
+        return has_message(self._socket)
 
     def receive(self, timeout_ms: int) -> list[Inbound]:
         """Everything that has arrived, waiting up to `timeout_ms` for the first message (0: do not wait).

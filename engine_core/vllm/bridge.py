@@ -5,12 +5,12 @@ where that gives the text it would have had: its output so far becomes prompt, w
 """
 
 import logging
+import select
 import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
-import zmq
 from msgspec import Raw
 
 from engine_core.metrics import EngineMetrics
@@ -26,6 +26,7 @@ from engine_core.vllm.wire import (
     LoraRequest,
     Output,
     Outputs,
+    PrefixCacheStats,
     SchedulerStats,
     Wire,
     step_logprobs_or_none,
@@ -38,6 +39,7 @@ from ipc.messages import (
     Action,
     Control,
     EngineAnswer,
+    FromEngine,
     Generate,
     Progress,
     Resume,
@@ -83,20 +85,24 @@ class Bridge:
         self._socket, self._link, self._wire, self._outbox = socket, link, wire, outbox
         self._cell, self._metrics, self._eos_token_ids = cell, metrics, eos_token_ids
         self._step_timeout_s = step_timeout_s
-        self._poller = zmq.Poller()
-        for pollable in (socket.pollable, link.output):
-            self._poller.register(pollable, zmq.POLLIN)
+        self._socket_fd, self._link_fd = socket.fd, link.fd
+        self._poll = select.poll()
+        for fd in (self._socket_fd, self._link_fd):
+            self._poll.register(fd, select.POLLIN)
+        self._has_missed_edge = False  # of what the broker said while something was sent to it
         self._streams: dict[str, Stream] = {}  # by vLLM's request id
         self._lanes = [TokenLane() for _ in range(outbox.num_slots)]
         self._loras = loras
         self._calls = Calls(link, wire)
-        self._controls = Controls(index, self._calls, socket.send, metrics.on_sleep)
+        self._controls = Controls(index, self._calls, self._send, metrics.on_sleep)
         self._sampling: dict[tuple[SamplingParams, bool, int], Raw] = {}  # encoded
         self._scored: list[tuple[int, Scored]] = []
         self._endings: list[Ending] = []
         self._started: list[int] = []
         self._ended: list[int] = []
         self._num_steps = 0
+        self._uncounted: list[tuple[int, float]] = []  # steps since the last look: tokens, seconds
+        self._prefix_stats = PrefixCacheStats()  # likewise
         self._looked_s = self._last_step_s = time.monotonic()
         self._stats = SchedulerStats()
 
@@ -107,14 +113,17 @@ class Bridge:
     def turn(self) -> None:
         """Wait for a message or an output, at most IDLE_MS. Raises EngineGone."""
         self._cell.beat()
-        readable = dict(self._poller.poll(OVERFLOW_RETRY_MS if self._outbox.has_overflow else IDLE_MS))
+        wait_ms = 0 if self._has_missed_edge else OVERFLOW_RETRY_MS if self._outbox.has_overflow else IDLE_MS
+        ready = [fd for fd, _ in self._poll.poll(wait_ms)]
         now_s = time.monotonic()
         is_time_to_look = now_s - self._looked_s > LOOK_S
-        if is_time_to_look or self._socket.pollable in readable:
+        if is_time_to_look or self._has_missed_edge or self._socket_fd in ready:
+            self._has_missed_edge = False
             self._look_at_workers()  # first: a request of a new worker wants its ring known as the new one's
             for inbound in self._socket.receive(0):
                 self._take(inbound)
-        self._collect()
+        if is_time_to_look or self._link_fd in ready:
+            self._collect()
         if is_time_to_look:
             self._looked_s = now_s
             self._look_around(now_s)
@@ -131,6 +140,7 @@ class Bridge:
             self._last_step_s = now_s
         if now_s - self._last_step_s > self._step_timeout_s:
             raise EngineGone(f"vLLM has requests and gave nothing for {self._step_timeout_s:g} s")
+        self._count_steps()
         stats = self._stats if has_work else SchedulerStats()
         self._metrics.on_load(
             stats.num_running_reqs, stats.num_waiting_reqs, stats.kv_cache_usage, self._outbox.num_full_waits
@@ -154,7 +164,7 @@ class Bridge:
                 self._abort_slot(slot, generation)
             case Control(action=Action.ABORT_REQUESTS) as control:
                 count = self._abort_requests(control)
-                self._socket.send(EngineAnswer(engine=self._index, ticket=control.ticket, count=count))
+                self._send(EngineAnswer(engine=self._index, ticket=control.ticket, count=count))
             case Control() as control:
                 self._controls.obey(control)
 
@@ -375,15 +385,23 @@ class Bridge:
     def _note_step(self, outputs: Outputs, num_tokens: int) -> None:
         now_s = time.monotonic()
         if num_tokens:
-            self._num_steps += 1
-            self._cell.steps = self._num_steps
-            self._metrics.on_step(num_tokens, now_s - self._last_step_s)
+            self._uncounted.append((num_tokens, now_s - self._last_step_s))
         self._last_step_s = now_s
         stats = outputs.scheduler_stats
         if stats is not None:
             self._stats = stats
             if stats.prefix_cache_stats is not None:
-                self._metrics.on_counts(0, stats.prefix_cache_stats.queries, stats.prefix_cache_stats.hits)
+                self._prefix_stats.queries += stats.prefix_cache_stats.queries
+                self._prefix_stats.hits += stats.prefix_cache_stats.hits
+
+    def _count_steps(self) -> None:
+        """A few at once: code that a step runs right after its wait is slow, for nothing of it is in a cache."""
+        for num_tokens, duration_s in self._uncounted:
+            self._metrics.on_step(num_tokens, duration_s)
+        self._num_steps += len(self._uncounted)
+        self._cell.steps = self._num_steps
+        self._metrics.on_counts(0, self._prefix_stats.queries, self._prefix_stats.hits)
+        self._uncounted, self._prefix_stats = [], PrefixCacheStats()
 
     def _publish(self) -> None:
         if self._scored:
@@ -396,8 +414,12 @@ class Bridge:
         if self._started or self._ended:
             started, ended = tuple(self._started), tuple(self._ended)
             self._started, self._ended = [], []
-            self._socket.send(Progress(engine=self._index, generation=self._generation, started=started, ended=ended))
+            self._send(Progress(engine=self._index, generation=self._generation, started=started, ended=ended))
         self._cell.has_work = bool(self._streams)
+
+    def _send(self, message: FromEngine) -> None:
+        self._socket.send(message)
+        self._has_missed_edge = self._has_missed_edge or self._socket.has_message
 
 
 def _request_id(stream_id: int) -> str:

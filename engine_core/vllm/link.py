@@ -12,9 +12,10 @@ import zmq
 from msgspec import Struct
 
 from engine_core.vllm.wire import ABORT, ADD, UTILITY
+from ipc.sockets import has_message
 
 POLL_MS = 200
-_SNDMORE = int(zmq.SNDMORE)
+_SNDMORE, _NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)
 
 
 class EngineGone(Exception):
@@ -87,10 +88,23 @@ class EngineLink:
         send(kind, _SNDMORE)
         send(frame)
 
+    @property
+    def fd(self) -> int:
+        """Readable when `receive` may have something. Edge-triggered: `receive` all of it before the next wait."""
+        return int(self.output.getsockopt(zmq.FD))
+
     def receive(self) -> Iterator[Sequence[bytes]]:
-        """The frames of each message that has arrived; does not wait."""
-        while int(self.output.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # asking costs less than an exception
-            yield self.output.recv_multipart(zmq.NOBLOCK)
+        """The frames of each message that has arrived; does not wait. Little is asked of ZMQ: its every answer costs."""
+        output = self.output
+        try:
+            frame = output.recv(_NOBLOCK)
+        except zmq.Again:
+            return
+        while True:
+            yield (frame, *output.recv_multipart()) if output.getsockopt(zmq.RCVMORE) else (frame,)
+            if not has_message(output):
+                return
+            frame = output.recv(_NOBLOCK)
 
     def check(self) -> None:
         """Raises EngineGone when the engine core is no longer connected."""

@@ -48,6 +48,7 @@ class Core:
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", layout: Layout) -> None:
         self.layout = layout
         self.output, self._push = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+        self.fd = int(self.output.getsockopt(zmq.FD))
         self.output.bind("inproc://output")
         self._push.connect("inproc://output")
         self.requests: list[dict[str, Any]] = []
@@ -93,7 +94,9 @@ class Broker:
     """The broker's side of an EngineSocket."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-        self.pollable = context.socket(zmq.PULL)
+        self._silent = context.socket(zmq.PULL)
+        self.fd = int(self._silent.getsockopt(zmq.FD))
+        self.has_message = False
         self.inbox: list[Inbound] = []
         self.progress: list[Progress] = []
         self.answers: list[EngineAnswer] = []
@@ -182,6 +185,27 @@ def test_tokens_come_in_order_and_the_one_that_stopped_stands_in_the_finish_alon
     assert (finish.code, finish.stop_token_id, finish.num_output_tokens) == (FinishCode.STOP, EOS, 3)
     assert (finish.num_prompt_tokens, finish.decode_us) == (3, 500_000)
     assert rig.broker.progress[-1].ended and rig.bridge.stream_ids == []
+
+
+def test_what_the_broker_says_while_it_is_told_something_is_heard_in_the_next_turn(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = rig.ask()
+    rig.bridge._looked_s = (
+        time.monotonic() + 1000.0
+    )  # nothing but the socket's edge, which the send has taken, tells of it
+
+    def send_as_it_speaks(_message: FromEngine) -> None:
+        rig.broker.inbox.append(Inbound(Abort(stream_id=make_stream_id(0, 1, 1)), b""))
+        rig.broker.has_message = True
+
+    monkeypatch.setattr(rig.broker, "send", send_as_it_speaks)
+    rig.core.gives([name, [11]])
+
+    rig.bridge.turn()
+    rig.bridge.turn()
+
+    assert rig.core.aborted == [name]
 
 
 def test_the_last_token_of_a_full_length_is_output(rig: Rig) -> None:
