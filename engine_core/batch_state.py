@@ -59,7 +59,8 @@ class BatchState:
         self.frequency_penalty = np.zeros(rows, np.float32)
         self.repetition_penalty = np.ones(rows, np.float32)
         self.seed = np.zeros(rows, np.uint64)  # always set; a row's draw depends on it and the position only
-        self.min_tokens = np.zeros(rows, np.int32)  # stop_ids are masked while num_tokens - num_prompt is below
+        self.min_tokens = np.zeros(rows, np.int32)  # put_off_ids are masked while num_tokens - num_prompt is below
+        self.put_off_ids: list[tuple[int, ...]] = [()] * rows  # stop ids, and those that end other requests, as in vLLM
         self.stop_ids = np.full(
             (rows, max(1, len(eos_token_ids))), NO_STOP_ID, np.int32
         )  # eos and stop ids; may be widened
@@ -194,7 +195,8 @@ class BatchState:
         self.has_bad_words[row] = bool(sampling.bad_words)
         self.num_prompt_logprobs[row] = sampling.num_prompt_logprobs
         ignores_eos = sampling.ignore_eos and sampling.grammar is None  # a grammar has no other end
-        stop_ids = sampling.stop_token_ids if ignores_eos else (*self.eos_token_ids, *sampling.stop_token_ids)
+        self.put_off_ids[row] = (*self.eos_token_ids, *sampling.stop_token_ids)
+        stop_ids = sampling.stop_token_ids if ignores_eos else self.put_off_ids[row]
         self._widen_stop_ids(len(stop_ids))
         self.stop_ids[row, : len(stop_ids)] = stop_ids
         self.stop_ids[row, len(stop_ids) :] = NO_STOP_ID

@@ -14,7 +14,7 @@ place  words  what
 import numpy as np
 from numpy.typing import NDArray
 
-from engine_core.batch_state import NO_STOP_ID, BatchState
+from engine_core.batch_state import BatchState
 from engine_core.plan import Int32Array, Rows
 
 RECORD_WORDS = 4096
@@ -29,8 +29,7 @@ def record_of_or_none(state: BatchState, row: int) -> Int32Array | None:
     """Of the row's occupant, (at most RECORD_WORDS,); None when it does not fit."""
     biases = dict(state.logit_bias[row])
     values = np.array(list(biases.values()), np.float32).view(np.int32)
-    stops = state.stop_ids[row] if state.min_tokens[row] > 0 else state.stop_ids[row, :0]
-    stops = stops[stops != NO_STOP_ID]
+    stops = state.put_off_ids[row] if state.min_tokens[row] > 0 else ()
     words, asked = state.bad_words[row], state.logprob_token_ids[row]
     first_word = ENTRIES + 2 * len(biases) + len(stops) + len(words) + len(asked)
     places = (first_word + np.cumsum([0, *(len(word) + 1 for word in words)])).tolist()

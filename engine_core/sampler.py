@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine_core.batch_state import NO_STOP_ID, BatchState
+from engine_core.batch_state import BatchState
 from engine_core.held_output import allowed_next
 from engine_core.philox import uniforms
 from engine_core.plan import DEAD_END, NO_FINITE_LOGITS, Int32Array, RowFailure, Rows, StepResult, TokenScores
@@ -80,7 +80,7 @@ class Sampler:
         each(state.has_bad_words[rows], self._mask_bad_words)
         each_row(rows, np.flatnonzero(state.has_grammar[rows]), mask_by_grammar, failures)
         too_short = state.num_tokens[rows] - state.num_prompt[rows] < state.min_tokens[rows]
-        each(too_short & ~is_complete, self._mask_stop_ids)
+        each(too_short & ~is_complete, self._mask_put_off_ids)
         each(np.array([bool(state.logit_bias[row]) for row in rows.tolist()], np.bool_), self._add_logit_bias)
         counts = (state.presence_penalty[rows] != 0.0) | (state.frequency_penalty[rows] != 0.0)
         each(counts | (state.repetition_penalty[rows] != 1.0), self._penalize)
@@ -112,10 +112,10 @@ class Sampler:
         _forbid(logits, ~allowed)
         return matcher.is_complete
 
-    def _mask_stop_ids(self, logits: Tensor, row: int) -> None:
-        """No stop id before min_tokens, but where nothing else may follow."""
-        stop_ids = self._state.stop_ids[row]
-        logits[torch.from_numpy(stop_ids[stop_ids != NO_STOP_ID].astype(np.int64)).to(logits.device)] = -torch.inf
+    def _mask_put_off_ids(self, logits: Tensor, row: int) -> None:
+        """No end before min_tokens, ignored or not, but where nothing else may follow."""
+        ids = torch.tensor(self._state.put_off_ids[row], dtype=torch.int64, device=logits.device)
+        logits[ids] = -torch.inf
 
     def _add_logit_bias(self, logits: Tensor, row: int) -> None:
         ids, biases = zip(*self._state.logit_bias[row], strict=True)

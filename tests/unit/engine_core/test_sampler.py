@@ -93,6 +93,15 @@ def test_no_stop_id_before_min_tokens() -> None:
     assert sampled(late, descending(9, 3)) == [9]
 
 
+def test_an_end_that_is_ignored_is_put_off_by_min_tokens_all_the_same() -> None:
+    """As in vLLM, whose greedy texts differ otherwise."""
+    early = state_with(greedy(min_tokens=2, ignore_eos=True), output=(1,))
+    late = state_with(greedy(min_tokens=2, ignore_eos=True), output=(1, 1))
+
+    assert sampled(early, descending(EOS, 3)) == [3]
+    assert sampled(late, descending(EOS, 3)) == [EOS]
+
+
 def test_logit_bias_is_added() -> None:
     assert sampled(state_with(greedy(logit_bias=((3, 2.0),))), descending(9, 3)) == [3]
     assert sampled(state_with(greedy(logit_bias=((9, -100.0),))), descending(9, 3)) == [3]
