@@ -98,6 +98,9 @@ class Broker:
         self._unclaimed: dict[int, float] = {}  # announced stream -> when it counts as lost
         self._fan_out = FanOut()
         self._given_up: set[int] = set()  # reported as lost: aborted if an engine claims them after all
+        self._early_aborts: dict[
+            int, bytes
+        ] = {}  # parcels for streams that an engine may claim which said no hello yet
         self._metrics = BrokerMetrics(Segment.attach(handles.metrics_fd).view, handles.model_name)
         self._next_look_s = 0.0
         self._has_news = True  # since the last look
@@ -224,9 +227,10 @@ class Broker:
 
     def _on_abort(self, received: bytes, envelope: Envelope) -> None:
         engine = self._admission.engine_of(envelope.stream_id)
-        self._unclaimed.pop(envelope.stream_id, None)
         if engine is not None:
             self._send_to_engine(engine.index, received)  # its end comes back as Progress
+        elif self._waits_for_hello():
+            self._early_aborts[envelope.stream_id] = received
 
     def _on_control(self, identity: bytes, received: bytes, envelope: Envelope) -> None:
         """To everybody, the worker that asks among them."""
@@ -278,8 +282,19 @@ class Broker:
         for stream_id in hello.stream_ids:
             self._unclaimed.pop(stream_id, None)
             if stream_id in self._given_up:  # too late: it goes on elsewhere, under another id
+                self._given_up.remove(stream_id)
                 abort = parcel.pack(Envelope(Kind.ABORT, stream_id), Abort(stream_id=stream_id))
                 self._send_to_engine(hello.engine, abort)
+            elif stream_id in self._early_aborts:
+                self._send_to_engine(hello.engine, self._early_aborts[stream_id])
+        if not self._waits_for_hello():
+            self._early_aborts.clear()
+
+    def _waits_for_hello(self) -> bool:
+        """Whether an engine runs that has not introduced itself: this broker may be newer than it is."""
+        return any(
+            cell.is_alive and index not in self._admission.engines for index, cell in enumerate(self._engine_cells)
+        )
 
     # ── from the fleet page ──────────────────────────────────────────────────────────────────────────────────────
 

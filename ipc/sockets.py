@@ -50,14 +50,16 @@ class _IntroducingDealer:
         self._introduce = introduce
         self.socket.connect(endpoint)
 
-    def introduce_if_reconnected(self) -> None:
-        """After a handshake say who this is. What arrived before it must have been handled by the caller already."""
+    def introduce_if_reconnected(self) -> bool:
+        """After a handshake say who this is. What arrived before it must have been handled by the caller already, and what
+        arrives while this is said has no edge of its own: `receive_parcels` again."""
         has_connected = False
         while has_message(self._monitor):
             self._monitor.recv_multipart(zmq.NOBLOCK)
             has_connected = True
         if has_connected:
             self._introduce()
+        return has_connected
 
     def receive_parcels(self) -> Iterator[bytes]:
         """What has arrived; does not wait."""
@@ -105,9 +107,13 @@ class WorkerSocket:
 
     def receive(self) -> list[ForWorker]:
         """Everything that has arrived; also the place where a new broker gets its introduction. Never blocks."""
-        messages = [decode_for_worker(parcel.body_of(received)) for received in self._dealer.receive_parcels()]
-        self._dealer.introduce_if_reconnected()
+        messages = self._messages()
+        if self._dealer.introduce_if_reconnected():
+            messages += self._messages()
         return messages
+
+    def _messages(self) -> list[ForWorker]:
+        return [decode_for_worker(parcel.body_of(received)) for received in self._dealer.receive_parcels()]
 
     def close(self) -> None:
         self.flush()

@@ -311,6 +311,34 @@ def test_without_an_engine_even_a_resumption_is_rejected(rig: Rig) -> None:
     assert rig.told() == Rejected(stream_id=stream_id, reason="no_engine", retry_after_s=2)
 
 
+def test_what_is_ended_while_there_is_no_broker_ends_when_the_engine_has_found_the_new_one(rig: Rig) -> None:
+    engine = rig.connect_engine(0)
+    stream_id = rig.generate(1)
+    rig.received(engine)
+    rig.restart_broker()
+    abort = Abort(stream_id=stream_id, wants_finish=True)
+    rig.worker.send(Envelope(Kind.ABORT, stream_id), abort)
+    rig.worker.flush()
+    rig.until(
+        lambda: rig.worker.receive() == [] and stream_id in rig.broker._early_aborts
+    )  # the engine is in a long step
+
+    engine._running = lambda: [stream_id]
+
+    assert rig.received(engine).message == abort and not rig.broker._early_aborts
+
+
+def test_an_abort_of_what_has_ended_is_not_kept(rig: Rig) -> None:
+    rig.connect_engine(0)
+    ended, last = make_stream_id(0, 1, 1), make_stream_id(0, 1, 2)
+    rig.in_flight.append(last)
+    rig.worker.send(Envelope(Kind.ABORT, ended), Abort(stream_id=ended))
+    rig.generate(2)
+    rig.until(lambda: rig.broker._admission.engine_of(last) is not None)
+
+    assert not rig.broker._early_aborts
+
+
 def test_a_stream_that_was_given_up_is_aborted_when_an_engine_claims_it_late(rig: Rig) -> None:
     engine = rig.connect_engine(0)
     slow = rig.generate(1)
