@@ -256,6 +256,8 @@ class EngineClient:
         numbers = [number for number in numbers if number in self._sinks]
         if self._journal is not None:
             numbers = self._journal.park(numbers)
+            for finish in self._journal.finishes():
+                self._end(finish)
         for number in numbers:
             self._fail(number, error)
 
@@ -271,8 +273,6 @@ class EngineClient:
             self.hot_path.move(number, new_number)
             self._journal.move(number, new_number)
             self._send(*entry.resume(stream_id))
-            if entry.has_stopped:
-                self.stop(stream_id)
             self._on_resumed()
 
     def _free_number(self) -> int:

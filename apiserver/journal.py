@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 from apiserver.token_log import TokenLog
 from ipc.messages import Envelope, Generate, Kind, Resume, StreamId
+from ipc.record import NO_STOP_TOKEN, Finish, FinishCode
 
-MAX_FRUITLESS = 5  # engines in a row that died under a request and had given it nothing: it may be what kills them
+MAX_FRUITLESS = 2  # engines in a row that died under a request and had given it nothing: it may be what kills them
 
 
 @dataclass(slots=True)
@@ -33,6 +34,13 @@ class Entry:
     lost_at_s: float = 0.0  # CLOCK_MONOTONIC, while it is parked
     delivered: "array[int]" = field(default_factory=lambda: array("I"))  # known while it is parked
 
+    @property
+    def finish_code(self) -> FinishCode | None:
+        """Of one that has all its tokens, and has lost nothing but its end; None: there is more to come."""
+        if self.has_stopped:
+            return FinishCode.ABORT
+        return FinishCode.LENGTH if len(self.delivered) >= self.request.sampling.max_tokens else None
+
     def resume(self, stream_id: StreamId) -> tuple[Envelope, Resume, bytes]:
         """What goes over the wire to continue as this stream."""
         num_output_tokens = len(self.delivered)
@@ -42,7 +50,7 @@ class Entry:
             Kind.RESUME,
             stream_id,
             len(ids) // 4,
-            max(1, old.max_tokens - num_output_tokens),
+            old.max_tokens - num_output_tokens,
             old.prefix_key,
             old.priority,
             0.0 if num_output_tokens else old.deadline_s,
@@ -95,6 +103,25 @@ class Journal:
             else:
                 self._parked[number] = entry
         return refused
+
+    def finishes(self) -> list[Finish]:
+        """Of those that are parked and need no engine any more; each is to `end`. What the lost one knew of times is lost."""
+        return [
+            Finish(
+                stream=number,
+                code=code,
+                num_prompt_tokens=len(entry.prompt) // 4,
+                num_cached_tokens=0,
+                num_output_tokens=len(entry.delivered),
+                stop_token_id=NO_STOP_TOKEN,
+                num_preemptions=0,
+                queue_us=0,
+                prefill_us=0,
+                decode_us=0,
+            )
+            for number, entry in self._parked.items()
+            if (code := entry.finish_code) is not None
+        ]
 
     def parked_of(self, request_ids: frozenset[str]) -> list[int]:
         """Those that wait for an engine and are of these requests; of any, where there is no id."""

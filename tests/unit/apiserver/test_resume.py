@@ -17,6 +17,7 @@ from ipc.messages import (
     StreamId,
     number_of,
 )
+from ipc.record import Finish, FinishCode
 from ipc.ring import RING_HEADER_BYTES
 from tests.unit.apiserver.in_process import RecordingSink, Worker, finish
 
@@ -27,10 +28,10 @@ def make_worker(timeout_s: float = 60.0) -> Worker:
     return Worker(journal=Journal(timeout_s=timeout_s, max_log_bytes=1 << 20))
 
 
-def submit(worker: Worker, sink: RecordingSink, *, is_streaming: bool = True) -> int:
+def submit(worker: Worker, sink: RecordingSink, *, is_streaming: bool = True, max_tokens: int = 8) -> int:
     """The stream's number."""
     sink.stream_id = worker.client.submit(
-        PROMPT, SamplingParams(max_tokens=8), sink, request_id="r", is_streaming=is_streaming, deadline_s=9.5
+        PROMPT, SamplingParams(max_tokens=max_tokens), sink, request_id="r", is_streaming=is_streaming, deadline_s=9.5
     )
     return number_of(sink.stream_id)
 
@@ -73,7 +74,7 @@ def test_a_lost_stream_goes_on_behind_what_was_delivered_under_a_number_of_its_o
 
 def test_what_the_engine_published_before_it_died_is_delivered_first_however_much_it_is() -> None:
     worker, sink = make_worker(), RecordingSink()
-    number = submit(worker, sink)
+    number = submit(worker, sink, max_tokens=1 << 20)
     for token in range(2 * RECORDS_PER_WAKE_UP + 3):
         worker.publish([number], [token])
 
@@ -128,16 +129,26 @@ def test_a_client_that_leaves_while_its_stream_is_parked_is_not_resumed() -> Non
     assert (worker.broker.resumes, sink.ends) == ([], [])
 
 
-def test_a_stream_that_only_waits_for_its_finish_is_stopped_again() -> None:
+@pytest.mark.parametrize(
+    ("num_tokens", "is_stopped", "code"), [(3, True, FinishCode.ABORT), (8, False, FinishCode.LENGTH)]
+)
+def test_a_stream_that_only_waits_for_its_finish_needs_no_other_engine(
+    num_tokens: int, is_stopped: bool, code: FinishCode
+) -> None:
     worker, sink = make_worker(), RecordingSink()
-    submit(worker, sink)
-    worker.client.stop(sink.stream_id or StreamId(0))
+    number = submit(worker, sink)
+    for token in range(num_tokens):
+        worker.step([number], [token])
+    if is_stopped:
+        worker.client.stop(sink.stream_id or StreamId(0))
 
     lose(worker, sink)
     hear(worker, EngineReady(engine=0))
 
-    assert worker.broker.aborts[-1] == Abort(stream_id=sink.stream_id or 0, wants_finish=True)
-    assert worker.broker.sent.index(worker.broker.resumes[0]) == len(worker.broker.sent) - 2
+    [end] = sink.ends
+    assert isinstance(end, Finish)
+    assert (end.code, end.num_prompt_tokens, end.num_output_tokens) == (code, 3, num_tokens)
+    assert worker.broker.resumes == [] and worker.client.num_streams == 0
 
 
 def test_a_resumed_stream_whose_next_engine_is_gone_already_waits_for_another() -> None:
