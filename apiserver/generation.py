@@ -81,11 +81,16 @@ class GenerationRequest(Struct, frozen=True, kw_only=True):
         seed = self.sampling.seed
         changes = {
             "max_tokens": self.max_tokens[prompt],
-            "seed": None if seed is None else seed + choice,
+            "seed": None
+            if seed is None
+            else (seed + choice + _INT63) % (2 * _INT63) - _INT63,  # round its end, in 64 bits
             # One choice of a prompt has them for all, unless each writes its own events.
             "num_prompt_logprobs": self.sampling.num_prompt_logprobs if self.is_stream or not choice else NO_LOGPROBS,
         }
         return structs.replace(self.sampling, **changes)
+
+
+_INT63 = 1 << 63
 
 
 class Stages(Struct, frozen=True):

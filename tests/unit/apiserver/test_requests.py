@@ -269,6 +269,12 @@ def test_a_request_that_says_everything_is_passed_on_as_it_is() -> None:
     assert generation.priority == -3
 
 
+def test_seeds_of_choices_go_round_where_64_bits_end() -> None:
+    generation = validated(chat_request(seed=2**63 - 1, n=2))
+
+    assert [generation.sampling_of(0, choice).seed for choice in range(2)] == [2**63 - 1, -(2**63)]
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [({}, ()), ({"stop_token_ids": [2, 7]}, (7,)), ({"stop_token_ids": [2, 7], "ignore_eos": True}, (2, 7))],
