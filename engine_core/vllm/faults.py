@@ -1,20 +1,26 @@
 """Requests that vLLM cannot answer as they were asked, each with the line that says so."""
 
 from engine_core.outbox import MAX_OVERFLOW_BYTES
-from ipc.messages import NO_LIMIT, NO_LOGPROBS, Generate
+from ipc.messages import NO_LIMIT, NO_LOGPROBS, Generate, SamplingParams
 from ipc.record import SCORED_WORDS
 
 GREEDY_BELOW = 1e-5
+MAX_ALLOWED_TOKEN_IDS = (
+    1024  # as vllm/v1/worker/gpu/sample has them, here and below: past one of them vLLM ends, with all
+)
+MAX_STOP_IDS = 128
+MAX_BAD_WORDS = 128
+MAX_BAD_WORDS_IDS = 1024
 MAX_SCORED_PROMPT_BYTES = MAX_OVERFLOW_BYTES // 4  # vLLM gives them all at once; a worker has to hold them
 
 
-def fault_or_none(request: Generate, num_delivered: int) -> str | None:
-    """Why vLLM cannot answer this request as it was asked, in one line."""
+def fault_or_none(request: Generate, num_delivered: int, num_eos: int = 1) -> str | None:
+    """Why vLLM cannot answer this request as it was asked, in one line. `num_eos` tokens end an answer of the model."""
     sampling = request.sampling
     if request.pooling:
         return "embeddings are not served by the engine vllm: it runs vLLM's generation"
     if sampling.logprob_token_ids:
-        return "logprob_token_ids are not served by the engine vllm"
+        return "logprob_token_ids are not served by the engine vllm: it would give them to all who asked for logprobs"
     if sampling.grammar is not None and sampling.allowed_token_ids:
         return "the engine vllm cannot hold an answer to a form and to allowed_token_ids together"
     if sampling.thinking is not None:
@@ -22,8 +28,25 @@ def fault_or_none(request: Generate, num_delivered: int) -> str | None:
             return "thinking_token_budget is not served by the engine vllm"
         if sampling.grammar is not None:
             return "the engine vllm cannot hold an answer to a form behind its reasoning: switch reasoning off"
+    if (fault := _bound_fault_or_none(sampling, num_eos)) is not None:
+        return fault
     if num_delivered and not _goes_on_exactly(request):
         return "the engine was lost; vLLM cannot go on with a request that is sampled, penalized, held to a form or handed on"
+    return None
+
+
+def _bound_fault_or_none(sampling: SamplingParams, num_eos: int) -> str | None:
+    """vLLM's buffers on a GPU are of one size for all requests, and what does not fit ends its engine core."""
+    num_stop_ids = num_eos + len(sampling.stop_token_ids) if sampling.min_tokens else 0
+    num_bad_ids = sum(map(len, sampling.bad_words))
+    for what, number, at_most in (
+        ("ids in allowed_token_ids", len(sampling.allowed_token_ids), MAX_ALLOWED_TOKEN_IDS),
+        ("stop ids beside min_tokens, those of the model counted", num_stop_ids, MAX_STOP_IDS),
+        ("bad_words, those with a space in front counted", len(sampling.bad_words), MAX_BAD_WORDS),
+        ("tokens in bad_words, those with a space in front counted", num_bad_ids, MAX_BAD_WORDS_IDS),
+    ):
+        if number > at_most:
+            return f"the engine vllm takes at most {at_most} {what}, not {number}"
     return None
 
 

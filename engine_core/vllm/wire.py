@@ -55,11 +55,22 @@ class PrefixCacheStats(Struct):
     hits: int = 0
 
 
+class DraftStats(Struct):
+    """vLLM's SpecDecodingStats: since the last message."""
+
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens_per_pos: list[int] = []
+
+
 class SchedulerStats(Struct):
     num_running_reqs: int = 0
     num_waiting_reqs: int = 0
+    num_skipped_waiting_reqs: int = 0  # those that wait for something else than a place
     kv_cache_usage: float = 0.0
     prefix_cache_stats: PrefixCacheStats | None = None
+    connector_prefix_cache_stats: PrefixCacheStats | None = None
+    spec_decoding_stats: DraftStats | None = None
 
 
 class LoraRequest(Struct, frozen=True, array_like=True):
@@ -227,7 +238,6 @@ def sampling_fields(
     ignores_eos = sampling.ignore_eos and sampling.grammar is None  # a form that is complete ends, whatever is asked
     first_eos, *more_eos = eos_token_ids or (None,)
     stop_ids = set(sampling.stop_token_ids) | (set() if ignores_eos else set(more_eos))
-    all_stop_ids = stop_ids | ({first_eos} if first_eos is not None and not ignores_eos else set())
     fields: dict[str, Any] = {
         "max_tokens": sampling.max_tokens - num_delivered,
         "min_tokens": max(0, sampling.min_tokens - num_delivered),
@@ -243,7 +253,7 @@ def sampling_fields(
         "ignore_eos": ignores_eos,
         "detokenize": False,
         "output_kind": DELTA,
-        "_all_stop_token_ids": sorted(all_stop_ids),
+        "_all_stop_token_ids": sorted(stop_ids.union(eos_token_ids)),  # what min_tokens puts off, ignored or not
     }
     if not ignores_eos:
         fields["_eos_token_id"] = first_eos

@@ -128,10 +128,33 @@ def test_parameters_travel_by_vllms_names() -> None:
     assert fields["structured_outputs"] == {"choice": ["a", "b"], "_backend": "guidance"}
 
 
-def test_ignored_ends_are_told_nothing_of() -> None:
+def test_ends_that_are_ignored_end_nothing_and_are_put_off_by_min_tokens_all_the_same() -> None:
     fields = sampling_fields(SamplingParams(max_tokens=9, ignore_eos=True, stop_token_ids=(9,)), EOS)
 
-    assert "_eos_token_id" not in fields and fields["stop_token_ids"] == fields["_all_stop_token_ids"] == [9]
+    assert "_eos_token_id" not in fields and fields["stop_token_ids"] == [9]
+    assert fields["_all_stop_token_ids"] == [2, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "word"),
+    [
+        ({"allowed_token_ids": tuple(range(1025))}, "allowed_token_ids"),
+        ({"min_tokens": 1, "stop_token_ids": tuple(range(127))}, "stop ids"),
+        ({"bad_words": ((1,),) * 129}, "bad_words"),
+        ({"bad_words": (tuple(range(1025)),)}, "bad_words"),
+    ],
+)
+def test_what_vllm_has_no_room_for_is_refused_and_one_less_is_not(sampling: dict[str, Any], word: str) -> None:
+    less = {name: value[:-1] if isinstance(value, tuple) else value for name, value in sampling.items()}
+    if word == "bad_words" and len(sampling["bad_words"]) == 1:
+        less = {"bad_words": (tuple(range(1024)),)}
+
+    assert word in (fault_or_none(request(**sampling), 0, num_eos=2) or "")
+    assert fault_or_none(request(**less), 0, num_eos=2) is None
+
+
+def test_stop_ids_are_not_counted_where_nothing_is_put_off() -> None:
+    assert fault_or_none(request(stop_token_ids=tuple(range(500))), 0) is None
 
 
 def test_a_form_ends_its_answer_though_ends_are_ignored() -> None:
