@@ -17,8 +17,10 @@ INSTRUMENTS = (
     Instrument("gauge", "vllm:cache_config_info", "Facts of the KV cache, as labels.", combine="max"),
     Instrument("counter", "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
     Instrument("counter", "vllm:prefix_cache_hits", "Prompt tokens served by the prefix cache."),
-    Instrument("counter", "vllm:external_prefix_cache_queries", "Tokens asked of a KV connector: there is none."),
-    Instrument("counter", "vllm:external_prefix_cache_hits", "Tokens got from a KV connector: there is none."),
+    Instrument(
+        "counter", "vllm:external_prefix_cache_queries", "Tokens asked of a KV connector, which engine vllm has."
+    ),
+    Instrument("counter", "vllm:external_prefix_cache_hits", "Tokens got from a KV connector, which engine vllm has."),
     Instrument("counter", "vllm:num_preemptions", "Times a running request gave its KV blocks back."),
     Instrument("counter", "vllm:spec_decode_num_drafts", "Passes of one sequence that had drafted tokens."),
     Instrument("counter", "vllm:spec_decode_num_draft_tokens", "Drafted tokens."),
@@ -57,12 +59,12 @@ class EngineMetrics:
         self._running = writer.gauge("vllm:num_requests_running", **fleet)
         self._waiting = writer.gauge("vllm:num_requests_waiting", **fleet)
         self._waiting_for_capacity = writer.gauge("vllm:num_requests_waiting_by_reason", **fleet, reason="capacity")
-        writer.gauge("vllm:num_requests_waiting_by_reason", **fleet, reason="deferred")  # for no KV transfer
+        self._waiting_deferred = writer.gauge("vllm:num_requests_waiting_by_reason", **fleet, reason="deferred")
         self._kv_usage = writer.gauge("vllm:kv_cache_usage_perc", **fleet)
         self._prefix_queries = writer.counter("vllm:prefix_cache_queries", **fleet)
         self._prefix_hits = writer.counter("vllm:prefix_cache_hits", **fleet)
-        writer.counter("vllm:external_prefix_cache_queries", **fleet)
-        writer.counter("vllm:external_prefix_cache_hits", **fleet)
+        self._connector_queries = writer.counter("vllm:external_prefix_cache_queries", **fleet)
+        self._connector_hits = writer.counter("vllm:external_prefix_cache_hits", **fleet)
         self._preemptions = writer.counter("vllm:num_preemptions", **fleet)
         self._iteration_tokens = writer.histogram("vllm:iteration_tokens_total", **fleet)
         self._step_seconds = writer.histogram("tokenfleet:engine_step_seconds", **own)
@@ -76,14 +78,10 @@ class EngineMetrics:
             for level, state in ((None, "awake"), (1, "weights_offloaded"), (2, "discard_all"))
         }
         self.on_sleep(None)
+        self._writer, self._fleet = writer, fleet
+        self._drafts: Tally | None = None
         if num_draft_places:
-            self._drafts = Tally(writer.counter("vllm:spec_decode_num_drafts", **fleet))
-            self._draft_tokens = Tally(writer.counter("vllm:spec_decode_num_draft_tokens", **fleet))
-            self._accepted_tokens = Tally(writer.counter("vllm:spec_decode_num_accepted_tokens", **fleet))
-            name = "vllm:spec_decode_num_accepted_tokens_per_pos"
-            self._accepted_per_place = [
-                Tally(writer.counter(name, **fleet, position=str(place))) for place in range(num_draft_places)
-            ]
+            self.on_drafts(0, 0, [0] * num_draft_places)
         if engine == 0:  # one series of it, too: engines of a fleet are alike
             facts = {"block_size": str(block_size), "num_gpu_blocks": str(num_blocks)}
             writer.gauge("vllm:cache_config_info", engine="0", **facts).set(1.0)  # of no model, as vLLM's
@@ -102,8 +100,23 @@ class EngineMetrics:
             self._prefix_queries.inc(prefix_queries)
             self._prefix_hits.inc(prefix_hits)
 
+    def on_connector(self, queries: int, hits: int) -> None:
+        """Tokens that a KV connector was asked for and had, since the last call."""
+        if queries:
+            self._connector_queries.inc(queries)
+            self._connector_hits.inc(hits)
+
     def on_drafts(self, num_drafts: int, num_draft_tokens: int, accepted_per_place: list[int]) -> None:
-        """Since the process began; with `num_draft_places` only."""
+        """Since the process began; the first call says how long the longest draft is."""
+        if self._drafts is None:
+            counter, fleet = self._writer.counter, self._fleet
+            self._drafts = Tally(counter("vllm:spec_decode_num_drafts", **fleet))
+            self._draft_tokens = Tally(counter("vllm:spec_decode_num_draft_tokens", **fleet))
+            self._accepted_tokens = Tally(counter("vllm:spec_decode_num_accepted_tokens", **fleet))
+            name = "vllm:spec_decode_num_accepted_tokens_per_pos"
+            self._accepted_per_place = [
+                Tally(counter(name, **fleet, position=str(place))) for place in range(len(accepted_per_place))
+            ]
         self._drafts.grow_to(num_drafts)
         self._draft_tokens.grow_to(num_draft_tokens)
         self._accepted_tokens.grow_to(sum(accepted_per_place))
@@ -115,11 +128,15 @@ class EngineMetrics:
         for other, gauge in self._sleep_states.items():
             gauge.set(other == level)
 
-    def on_load(self, num_running: int, num_waiting: int, kv_usage: float, num_full_waits: int = 0) -> None:
-        """How it stands now; `num_full_waits` counts since the process began."""
+    def on_load(
+        self, num_running: int, num_waiting: int, kv_usage: float, num_full_waits: int = 0, *, num_deferred: int = 0
+    ) -> None:
+        """How it stands now. `num_deferred` of those that wait do so for something else than a place, a K/V transfer say;
+        `num_full_waits` counts since the process began."""
         self._running.set(num_running)
         self._waiting.set(num_waiting)
-        self._waiting_for_capacity.set(num_waiting)
+        self._waiting_for_capacity.set(num_waiting - num_deferred)
+        self._waiting_deferred.set(num_deferred)
         self._kv_usage.set(kv_usage)
         self._own_running.set(num_running)
         self._own_waiting.set(num_waiting)

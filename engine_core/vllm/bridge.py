@@ -19,6 +19,7 @@ from engine_core.step_output import Ending
 from engine_core.vllm.calls import Calls, Controls
 from engine_core.vllm.faults import fault_or_none, size_fault_or_none
 from engine_core.vllm.link import EngineGone, EngineLink
+from engine_core.vllm.step_counts import StepCounts
 from engine_core.vllm.stream import Stream
 from engine_core.vllm.wire import (
     ENGINE_CORE_DEAD,
@@ -26,8 +27,6 @@ from engine_core.vllm.wire import (
     LoraRequest,
     Output,
     Outputs,
-    PrefixCacheStats,
-    SchedulerStats,
     Wire,
     step_logprobs_or_none,
 )
@@ -59,7 +58,8 @@ FINISH_CODES: Mapping[int, FinishCode] = {
     FinishReason.LENGTH: FinishCode.LENGTH,
     FinishReason.ABORT: FinishCode.ABORT,
 }
-MAX_SAMPLINGS = 512  # different sampling parameters that are kept encoded
+MAX_SAMPLINGS = 512  # different sampling parameters that are kept encoded, those that are not longer than
+MAX_SAMPLING_BYTES = 2048
 LOOK_S = 0.15  # between two looks at what changes rarely
 
 
@@ -83,7 +83,7 @@ class Bridge:
     ) -> None:
         self._index, self._generation = index, generation
         self._socket, self._link, self._wire, self._outbox = socket, link, wire, outbox
-        self._cell, self._metrics, self._eos_token_ids = cell, metrics, eos_token_ids
+        self._cell, self._eos_token_ids = cell, eos_token_ids
         self._step_timeout_s = step_timeout_s
         self._socket_fd, self._link_fd = socket.fd, link.fd
         self._poll = select.poll()
@@ -100,11 +100,10 @@ class Bridge:
         self._endings: list[Ending] = []
         self._started: list[int] = []
         self._ended: list[int] = []
-        self._num_steps = 0
-        self._uncounted: list[tuple[int, float]] = []  # steps since the last look: tokens, seconds
-        self._prefix_stats = PrefixCacheStats()  # likewise
+        self._counts = StepCounts(metrics, cell)
         self._looked_s = self._last_step_s = time.monotonic()
-        self._stats = SchedulerStats()
+        self._engine_s = 0.0  # vLLM's clock, at its last step
+        self._num_computed = self._num_preemptions = 0  # prompt tokens, and requests that lost their K/V, in this step
 
     @property
     def stream_ids(self) -> list[int]:
@@ -133,6 +132,7 @@ class Bridge:
     def _look_around(self, now_s: float) -> None:
         """What need not be done with every step."""
         self._link.check()
+        self._note_scheduled()
         for stream in [stream for stream in self._streams.values() if stream.deadline_s and stream.deadline_s < now_s]:
             self._fail(stream, FailureCode.DEADLINE, "not started by its deadline")
         has_work = bool(self._streams)
@@ -140,11 +140,19 @@ class Bridge:
             self._last_step_s = now_s
         if now_s - self._last_step_s > self._step_timeout_s:
             raise EngineGone(f"vLLM has requests and gave nothing for {self._step_timeout_s:g} s")
-        self._count_steps()
-        stats = self._stats if has_work else SchedulerStats()
-        self._metrics.on_load(
-            stats.num_running_reqs, stats.num_waiting_reqs, stats.kv_cache_usage, self._outbox.num_full_waits
-        )
+        self._counts.publish(has_work=has_work, num_full_waits=self._outbox.num_full_waits)
+
+    def _note_scheduled(self) -> None:
+        """vLLM says that a request is scheduled with its first token, but at every step how many run: those beyond the ones
+        that have tokens are the first of the rest, in its order."""
+        waiting = [stream for stream in self._streams.values() if not stream.has_started]
+        num_prefilling = self._counts.latest.num_running_reqs - (len(self._streams) - len(waiting))
+        if num_prefilling <= 0:
+            return
+        for stream in sorted(waiting, key=lambda stream: stream.priority)[:num_prefilling]:
+            if not stream.is_scheduled:
+                stream.be_scheduled()
+                self._started.append(stream.stream_id)
 
     # ── from the broker ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -179,7 +187,7 @@ class Bridge:
         """End these now, each with a finish that has its counts."""
         self._drop(streams)
         for stream in streams:
-            finish = stream.finish(FinishCode.ABORT, ended_s=time.monotonic())
+            finish = stream.finish(FinishCode.ABORT, ended_s=self._engine_s)
             self._endings.append(Ending(stream.slot, finish, _output_ids(stream)))
 
     def _add(self, stream_id: int, request: Generate, ids: bytes, *, num_delivered: int) -> None:
@@ -193,7 +201,9 @@ class Bridge:
             return
         num_prompt_tokens = len(ids) // 4 - num_delivered
         stream = Stream(request_id, stream_id, request, num_prompt_tokens, num_delivered)
-        fault = fault_or_none(request, num_delivered) or size_fault_or_none(request, num_prompt_tokens, num_delivered)
+        fault = fault_or_none(request, num_delivered, len(self._eos_token_ids)) or size_fault_or_none(
+            request, num_prompt_tokens, num_delivered
+        )
         if fault is not None:
             code = FailureCode.INTERNAL if num_delivered else FailureCode.GRAMMAR
             self._endings.append(Ending(stream.slot, Failure(stream.number, code, fault)))
@@ -225,11 +235,13 @@ class Bridge:
         key = request.sampling, bool(request.block_hashes), num_delivered
         encoded = self._sampling.get(key)
         if encoded is None:
-            if len(self._sampling) >= MAX_SAMPLINGS:
-                self._sampling.clear()
-            encoded = self._sampling[key] = self._wire.sampling(
+            encoded = self._wire.sampling(
                 request.sampling, self._eos_token_ids, num_delivered=num_delivered, is_cached=key[1]
             )
+            if len(self._sampling) >= MAX_SAMPLINGS:
+                self._sampling.clear()
+            if len(memoryview(encoded)) <= MAX_SAMPLING_BYTES:
+                self._sampling[key] = encoded
         return encoded
 
     def _abort_slot(self, slot: int, generation: int) -> None:
@@ -269,7 +281,7 @@ class Bridge:
             if frames[0] == ENGINE_CORE_DEAD:
                 raise EngineGone("vLLM's engine core died")
             outputs = self._wire.outputs(frames[0])
-            num_tokens = 0
+            self._num_computed = self._num_preemptions = num_tokens = 0
             stream_of, lanes = self._streams.get, self._lanes
             for output in outputs.outputs:
                 stream = stream_of(output.request_id)
@@ -311,9 +323,12 @@ class Bridge:
             self._end(stream, output, stop_token_id, outputs.timestamp)
 
     def _note(self, stream: Stream, output: Output, outputs: Outputs) -> None:
-        had_started = stream.has_started
+        was_scheduled, num_preemptions = stream.is_scheduled, stream.num_preemptions
         stream.note(output, outputs.timestamp)
-        if stream.has_started and not had_started:
+        self._num_preemptions += stream.num_preemptions - num_preemptions
+        if output.prefill_stats is not None:
+            self._num_computed += stream.num_computed
+        if stream.is_scheduled and not was_scheduled:
             self._started.append(stream.stream_id)
 
     def _scored_tokens(
@@ -384,24 +399,9 @@ class Bridge:
 
     def _note_step(self, outputs: Outputs, num_tokens: int) -> None:
         now_s = time.monotonic()
-        if num_tokens:
-            self._uncounted.append((num_tokens, now_s - self._last_step_s))
-        self._last_step_s = now_s
-        stats = outputs.scheduler_stats
-        if stats is not None:
-            self._stats = stats
-            if stats.prefix_cache_stats is not None:
-                self._prefix_stats.queries += stats.prefix_cache_stats.queries
-                self._prefix_stats.hits += stats.prefix_cache_stats.hits
-
-    def _count_steps(self) -> None:
-        """A few at once: code that a step runs right after its wait is slow, for nothing of it is in a cache."""
-        for num_tokens, duration_s in self._uncounted:
-            self._metrics.on_step(num_tokens, duration_s)
-        self._num_steps += len(self._uncounted)
-        self._cell.steps = self._num_steps
-        self._metrics.on_counts(0, self._prefix_stats.queries, self._prefix_stats.hits)
-        self._uncounted, self._prefix_stats = [], PrefixCacheStats()
+        duration_s, self._last_step_s = now_s - self._last_step_s, now_s
+        self._engine_s = outputs.timestamp
+        self._counts.add(outputs.scheduler_stats, self._num_computed + num_tokens, self._num_preemptions, duration_s)
 
     def _publish(self) -> None:
         if self._scored:

@@ -10,6 +10,8 @@ from engine_core.vllm.link import EngineLink
 from engine_core.vllm.wire import UtilityOutput, Wire
 from ipc.messages import Action, Control, EngineAnswer, ProfileOptions
 
+_SLEEP_AND_WAKE = frozenset((Action.SLEEP, Action.WAKE_UP, Action.PAUSE, Action.RESUME))
+
 OnAnswer = Callable[[UtilityOutput], None]
 
 
@@ -45,9 +47,14 @@ class Controls:
         """`on_sleep` hears how deep it sleeps, or None when it is awake."""
         self._index, self._calls, self._answer, self._on_sleep = index, calls, answer, on_sleep
         self.is_asleep = False  # or is about to be: what vLLM aborts then it was told to, and silence is no fault
+        self._last_word = (
+            0  # ticket of the last one that put it to sleep or woke it: only its answer tells how it is now
+        )
 
     def obey(self, control: Control) -> None:
         sleep, reset = control.sleep, control.reset
+        if control.action in _SLEEP_AND_WAKE:
+            self._last_word = control.ticket
         match control.action:
             case Action.RESET_PREFIX_CACHE:
                 self._ask(control, "reset_prefix_cache", (reset.running, reset.external))
@@ -94,10 +101,10 @@ class Controls:
         is_awake = {
             Action.SLEEP: has_failed, Action.PAUSE: has_failed, Action.RESUME: not has_failed, Action.WAKE_UP: is_true,
         }  # fmt: skip
-        if is_awake.get(Action(control.action)):
+        if control.ticket == self._last_word and is_awake.get(Action(control.action)):
             self.is_asleep = False
             self._on_sleep(None)
-        elif control.action == Action.SLEEP:
+        elif control.action == Action.SLEEP and not has_failed:
             self._on_sleep(control.sleep.level)
         self._tell(control, count=int(is_true), fault=fault)
 

@@ -20,10 +20,12 @@ class Stream:
         "has_logprobs",
         "has_prompt_logprobs",
         "is_plain",
+        "is_scheduled",
         "is_streaming",
         "num_output",
         "number",
         "output_ids",
+        "priority",
         "request_id",
         "slot",
         "stream_id",
@@ -39,6 +41,8 @@ class Stream:
         self.has_logprobs = request.sampling.num_logprobs != NO_LOGPROBS
         self.has_prompt_logprobs = request.sampling.num_prompt_logprobs != NO_LOGPROBS and not num_delivered
         self.deadline_s = request.deadline_s if num_delivered == 0 else None  # CLOCK_MONOTONIC, until the first token
+        self.priority = request.priority
+        self.is_scheduled = False
         self.is_plain = False  # it has started, and what comes is tokens alone
         self.num_output = num_delivered
         self.output_ids = array("i")  # of one that does not stream
@@ -49,14 +53,29 @@ class Stream:
     def has_started(self) -> bool:
         return self._first_token_s > 0.0
 
+    @property
+    def num_computed(self) -> int:
+        """Of the prompt."""
+        return self._num_prompt - self._num_cached
+
+    @property
+    def num_preemptions(self) -> int:
+        return self._num_preemptions
+
+    def be_scheduled(self) -> None:
+        """vLLM works at its prompt, or has: too late for its deadline."""
+        self.is_scheduled, self.deadline_s = True, None
+
     def note(self, output: Output, timestamp_s: float) -> None:
         """What an output tells beside its tokens. `timestamp_s` is when its step ended, by the engine's clock."""
         if output.new_token_ids and not self._first_token_s:
             self._first_token_s = timestamp_s
-            self.deadline_s = None
+            self.be_scheduled()
             self.is_plain = not self.has_logprobs
         if output.prefill_stats is not None:
-            self._num_cached = output.prefill_stats.num_cached_tokens
+            self._num_cached = min(
+                output.prefill_stats.num_cached_tokens, self._num_prompt
+            )  # it may hold output, resumed
         for event in output.events or ():
             if event.type == EventType.QUEUED:
                 self._queued_s = event.timestamp

@@ -86,6 +86,10 @@ class Core:
     def gives(self, *outputs: list[Any], at_s: float = 10.0, frames: tuple[bytes, ...] = ()) -> None:
         self._push.send_multipart([msgspec.msgpack.encode([0, outputs, None, at_s]), *frames])
 
+    def tells(self, **stats: Any) -> None:
+        """Of its scheduler, and no more."""
+        self._push.send(msgspec.msgpack.encode([0, [], stats, 10.0]))
+
     def dies(self) -> None:
         self._push.send(ENGINE_CORE_DEAD)
 
@@ -369,6 +373,23 @@ def test_a_request_that_has_no_token_by_its_deadline_fails_and_one_that_has_goes
     assert rig.core.aborted == [late] and len(rig.bridge.stream_ids) == 1
 
 
+def test_a_prompt_that_vllm_works_at_has_met_its_deadline(rig: Rig) -> None:
+    deadline_s = time.monotonic() + 60
+    rig.ask(1, deadline_s=deadline_s)
+    late = rig.ask(2, deadline_s=deadline_s)
+    urgent = make_stream_id(0, 1, 3)
+    rig.ask(3, deadline_s=deadline_s, priority=-1)
+    rig.core.tells(num_running_reqs=2)  # chunks of two prompts, no token yet
+    rig.look()
+    rig.look()
+    for stream in rig.bridge._streams.values():
+        stream.deadline_s = stream.deadline_s and time.monotonic() - 0.01
+
+    assert [(f.stream, f.code) for f in rig.records().failures] == [(2, FailureCode.DEADLINE)]
+    assert rig.core.aborted == [late] and rig.bridge.stream_ids == [make_stream_id(0, 1, 1), urgent]
+    assert [set(progress.started) for progress in rig.broker.progress] == [{make_stream_id(0, 1, 1), urgent}, set()]
+
+
 def test_a_greedy_request_goes_on_behind_what_was_delivered(rig: Rig) -> None:
     lost = Generate(stream_id=1, request_id="r", sampling=SamplingParams(max_tokens=9, temperature=0.0))
     rig.send(Resume(stream_id=make_stream_id(0, 1, 4), request=lost, num_output_tokens=2), 5, 6, 7, 11, 12)
@@ -426,6 +447,17 @@ def test_an_engine_core_that_sleeps_is_not_taken_for_dead_and_what_it_aborts_end
     assert [(f.stream, f.code) for f in record.finishes] == [(1, FinishCode.ABORT)]
     assert rig.broker.answers == [EngineAnswer(engine=0, ticket=9)]
     assert rig.bridge.stream_ids == [make_stream_id(0, 1, 2)], f"{waiting} waits until it wakes"
+
+
+def test_the_last_word_of_several_says_whether_an_engine_core_sleeps(rig: Rig) -> None:
+    name = rig.ask()
+    for ticket, action in enumerate((Action.PAUSE, Action.RESUME, Action.PAUSE)):
+        rig.send(Control(ticket=ticket, action=action))
+    for _, call_id, *_ in rig.core.calls[:2]:
+        rig.core.says(call_id, None, None)
+    rig.core.gives([name, [], None, None, None, FinishReason.ABORT])
+
+    assert [finish.code for finish in rig.records().finishes] == [FinishCode.ABORT]
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
