@@ -34,7 +34,9 @@ class ModelFolder(Struct, frozen=True):
     architecture: str  # first entry of config.json's architectures
     vocab_size: int
     max_model_len: int
-    eos_token_ids: tuple[int, ...]
+    eos_token_ids: tuple[
+        int, ...
+    ]  # the tokenizer's first, as in vLLM, then those of generation_config.json or config.json
     bos_token_id: int | None
     served_names: tuple[str, ...]
     chat_template: str | None
@@ -57,6 +59,7 @@ def read_model_folder(path: Path, settings: ModelSettings, *, default_name: str 
         raise ModelFolderError(f"{path} is not a folder: give a Hugging Face model folder or a .gguf file")
     hf_config = _read_json(path / "config.json")
     generation = _read_json(path / "generation_config.json", required=False)
+    special_tokens = _special_tokens(path)
     if not (path / "tokenizer.json").is_file():
         raise ModelFolderError(f"{path} has no tokenizer.json: convert the tokenizer to the fast format first")
     architectures = hf_config.get("architectures") or []
@@ -73,11 +76,11 @@ def read_model_folder(path: Path, settings: ModelSettings, *, default_name: str 
         architecture=str(architectures[0]),
         vocab_size=int(hf_config["vocab_size"]),
         max_model_len=max_model_len,
-        eos_token_ids=_token_ids(generation.get("eos_token_id", hf_config.get("eos_token_id"))),
+        eos_token_ids=_eos_token_ids(path, special_tokens, generation, hf_config),
         bos_token_id=next(iter(_token_ids(hf_config.get("bos_token_id"))), None),
         served_names=settings.served_model_name or (default_name or path.resolve().name,),
         chat_template=_chat_template(path, settings),
-        special_tokens=_special_tokens(path),
+        special_tokens=special_tokens,
         sampling_defaults=msgspec.convert(
             {k: v for k, v in generation.items() if k in SamplingDefaults.__struct_fields__}, SamplingDefaults
         ),
@@ -103,6 +106,33 @@ def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(value)
+
+
+class _AddedToken(Struct):
+    id: int
+    content: str
+
+
+class _AddedTokens(Struct):
+    """Of a tokenizer.json, which is read whole elsewhere."""
+
+    added_tokens: list[_AddedToken] = []
+
+
+def _eos_token_ids(
+    path: Path,
+    special_tokens: dict[str, str],
+    generation: dict[str, Any],  # Any: JSON
+    hf_config: dict[str, Any],
+) -> tuple[int, ...]:
+    """Where they differ, a fine-tune's tokenizer knows what its answers end with, and config.json what its base's did."""
+    declared = _token_ids(generation.get("eos_token_id", hf_config.get("eos_token_id")))
+    try:
+        tokenizer = msgspec.json.decode((path / "tokenizer.json").read_bytes(), type=_AddedTokens)
+    except msgspec.MsgspecError:  # whoever reads it whole says what is wrong with it
+        return declared
+    text = special_tokens.get("eos_token")
+    return tuple(dict.fromkeys((*(t.id for t in tokenizer.added_tokens if t.content == text), *declared)))
 
 
 def _special_tokens(path: Path) -> dict[str, str]:
