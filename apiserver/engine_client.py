@@ -65,6 +65,7 @@ from ipc.ring import RingReader
 logger = logging.getLogger(__name__)
 
 RECORDS_PER_WAKE_UP = 64
+HELD_BACK_S = 0.001  # that a message waits for others of the same turn of the loop, the longer the turn the longer
 AFFINITY_BLOCKS = 4  # prompts that share this many first blocks like the same engine
 
 
@@ -111,6 +112,7 @@ class EngineClient:
         self._broker = connect(lambda: [make_stream_id(slot, generation, number) for number in self._sinks])
         self._loop: asyncio.AbstractEventLoop | None = None
         self._will_exchange = False
+        self._held_since_s, self._held_back_s = 0.0, HELD_BACK_S
         self.on_control: Callable[[Control | Answered], object] = lambda _message: None
         """Hears what an operator says to the fleet, through this worker or another, and what came of it."""
 
@@ -238,11 +240,20 @@ class EngineClient:
                 self._fail(number, ENGINE_LOST)
 
     def _send(self, envelope: Envelope, message: FromWorker, prompt: bytes | None = None) -> None:
-        """Leaves before the loop sleeps again."""
+        """Leaves with others of this turn of the loop, before it sleeps again. Of many requests that come at once the first do
+        not wait until the last is tokenized: an engine would stand still meanwhile. Every piece wakes the broker and the
+        engine, so that each waits twice as long as the one before."""
         self._broker.send(envelope, message, prompt)
-        if self._loop is not None and not self._will_exchange:
+        if self._loop is None:
+            return
+        now_s = time.monotonic()
+        if not self._will_exchange:
             self._will_exchange = True
+            self._held_since_s, self._held_back_s = now_s, HELD_BACK_S
             self._loop.call_soon(self.exchange)
+        elif now_s - self._held_since_s > self._held_back_s:
+            self._held_since_s, self._held_back_s = now_s, 2 * self._held_back_s
+            self._broker.flush()
 
     def _on_rejected(self, rejected: Rejected) -> None:
         number = number_of(rejected.stream_id)

@@ -50,6 +50,7 @@ class ScriptedBroker:
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK)
         self.sent: list[FromWorker] = []
+        self.num_flushed = 0  # of those
         self.prompts: list[bytes | None] = []
         self.envelopes: list[Envelope] = []
         self.inbox: list[ForWorker] = []
@@ -61,7 +62,7 @@ class ScriptedBroker:
         self.prompts.append(prompt)
 
     def flush(self) -> None:
-        pass
+        self.num_flushed = len(self.sent)
 
     def receive(self) -> list[ForWorker]:
         messages, self.inbox = self.inbox, []

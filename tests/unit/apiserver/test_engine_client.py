@@ -275,6 +275,26 @@ def test_the_bell_wakes_the_loop() -> None:
     assert sink.flushes == [[10]]
 
 
+@pytest.mark.parametrize(("longest_s", "flushed"), [(60.0, [0, 0, 0, 3]), (-1.0, [0, 2, 3, 3])])
+def test_the_first_of_many_requests_do_not_wait_for_the_last(
+    monkeypatch: pytest.MonkeyPatch, longest_s: float, flushed: list[int]
+) -> None:
+    monkeypatch.setattr("apiserver.engine_client.HELD_BACK_S", longest_s)
+    worker = Worker()
+
+    async def serve() -> list[int]:
+        worker.client.start(asyncio.get_running_loop())
+        seen = []
+        for _ in range(3):  # within one turn of the loop
+            submit(worker.client, RecordingSink())
+            seen.append(worker.broker.num_flushed)
+        await asyncio.sleep(0)
+        worker.client.close()
+        return [*seen, worker.broker.num_flushed]
+
+    assert asyncio.run(serve()) == flushed
+
+
 def test_an_answer_that_a_send_uncovered_is_read_in_the_next_turn_and_not_inside_submit() -> None:
     worker = Worker()
     sink = RecordingSink()
