@@ -32,7 +32,6 @@ from loadtests.processes import cpu_time, descendants, pin, title
 from loadtests.prompts import write_english
 
 START_TIMEOUT_S = 300.0
-NUM_TEXTS = 20
 FLEET, RUST, PYTHON = "tokenfleet, engine vllm", "vllm-rs", "vLLM's Python server"
 WARM = (Load(32, 64, 1024, 1024), Load(32, 16, 64, 8))
 
@@ -98,11 +97,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm-python", required=True, help="interpreter that has vLLM")
     parser.add_argument("--vllm-rs", type=Path, help="its Rust front end; default: the one that its vLLM brings")
+    parser.add_argument(
+        "--as-0-33", action="store_true",
+        help="the engine cores of vLLM 0.24 speak as 0.33's (loadtests.gpu.newer_messages), for a --vllm-rs of 0.33",
+    )  # fmt: skip
     parser.add_argument("--model", help="a folder with weights; default: the embedded one")
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 4], help="sizes of the front ends")
     parser.add_argument("--engine-cores", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--python-rounds", type=int, default=1)
+    parser.add_argument("--python-rounds", type=int, default=1, help="of vLLM's Python server; 0: not at all")
+    parser.add_argument("--share", type=float, default=1.0, help="of the requests")
+    parser.add_argument("--texts", type=int, default=20, help="greedy chats that are compared")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--log-folder", type=Path, default=Path("/tmp/tokenfleet-vllm-front-ends"))
     parser.add_argument("--out", type=Path)
@@ -116,14 +121,14 @@ def main() -> None:
     cores = divided(sorted(os.sched_getaffinity(0)), arguments.engine_cores, max(arguments.cores))
     print(report.machine(), cores, flush=True)
     model = arguments.model or str(embedded_model())
-    cases = [case for case in CASES if arguments.only in case.name]
+    cases = [scaled(case, arguments.share) for case in CASES if arguments.only in case.name]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         cases = [with_prompts(case, Path(model), Path(folder)) for case in cases]
         contenders = started(arguments, model, cores, stack)
         client = ("taskset", "-c", ",".join(map(str, cores.client)))
         for contender in contenders:
             warm_up(contender.server, model, cases, client)
-        print(compared_texts(contenders), flush=True)
+        print(compared_texts(contenders, arguments.texts), flush=True)
         figures = {(case.name, contender.name): Figures() for case in cases for contender in contenders}
         for round_number in range(arguments.rounds):
             for case in cases:
@@ -145,6 +150,14 @@ def divided(cores: list[int], engine: int, front_end: int) -> Cores:
     return Cores(cores[:engine], cores[engine : engine + front_end], cores[engine + front_end :])
 
 
+def scaled(case: Case, share: float) -> Case:
+    """Never fewer requests than streams."""
+    requests = max(case.load.concurrency, round(case.load.num_requests * share))
+    return replace(
+        case, load=replace(case.load, num_requests=requests), of_python=max(1, round(case.of_python * share))
+    )
+
+
 def with_prompts(case: Case, model: Path, folder: Path) -> Case:
     if case.english is None:
         return case
@@ -154,9 +167,10 @@ def with_prompts(case: Case, model: Path, folder: Path) -> Case:
 
 
 def started(arguments: argparse.Namespace, model: str, cores: Cores, stack: ExitStack) -> list[Contender]:
-    """All of them, ready. The first alone: what its engine compiles, the others find."""
+    """All of them, ready."""
     rust = arguments.vllm_rs or rust_of(arguments.vllm_python)
     vllm = [arguments.vllm_python, "-m", "vllm.entrypoints.cli.main"]
+    engine_vllm = [arguments.vllm_python, "-m", "loadtests.gpu.newer_messages"] if arguments.as_0_33 else vllm
     commands: dict[str, Callable[[int, int, int], list[str]]] = {
         FLEET: lambda port, handshake, size: vllm_front_ends.fleet_command(
             model, port, handshake, workers=max(1, size - 1)
@@ -170,8 +184,10 @@ def started(arguments: argparse.Namespace, model: str, cores: Cores, stack: Exit
     for size in arguments.cores:
         pinned = ["taskset", "-c", ",".join(map(str, cores.front_end[:size]))]
         for kind, command in commands.items():
+            if kind == PYTHON and not arguments.python_rounds:
+                continue
             port, handshake = free_port(), free_port()
-            engine = vllm_front_ends.headless(vllm, model, handshake, flags=arguments.engine_flags)
+            engine = vllm_front_ends.headless(engine_vllm, model, handshake, flags=arguments.engine_flags)
             start = BridgedFleet if kind == FLEET else FrontEnd
             server = start(
                 f"{kind} {size}", [*pinned, *command(port, handshake, size)],
@@ -179,9 +195,7 @@ def started(arguments: argparse.Namespace, model: str, cores: Cores, stack: Exit
             )  # fmt: skip
             stack.enter_context(server)
             contenders.append(Contender(kind, size, server))
-            if len(contenders) == 1:
-                ready(contenders[0], cores)
-    for contender in contenders[1:]:
+    for contender in contenders:
         ready(contender, cores)
     return contenders
 
@@ -211,14 +225,14 @@ def warm_up(server: Server, model: str, cases: Sequence[Case], client: Sequence[
             bench_client.run(server, model, replace(case.load, num_requests=2 * case.english), pin=client)
 
 
-def compared_texts(contenders: Sequence[Contender]) -> str:
+def compared_texts(contenders: Sequence[Contender], count: int) -> str:
     """Greedy, one at a time."""
     first, *others = contenders
-    names = sorted(topics.topics)[:NUM_TEXTS]
+    names = sorted(topics.topics)[:count]
     texts = {contender: [text_of(contender.server, name) for name in names] for contender in contenders}
     same = [sum(map(str.__eq__, texts[first], texts[other])) for other in others]
     found = ", ".join(f"{number} with {other.name}" for number, other in zip(same, others, strict=True))
-    return f"{NUM_TEXTS} greedy chats through {first.name}, {len(set(texts[first]))} distinct texts, the same text: {found}"
+    return f"{count} greedy chats through {first.name}, {len(set(texts[first]))} distinct texts, the same text: {found}"
 
 
 def text_of(server: Server, name: str) -> str:
