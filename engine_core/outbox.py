@@ -172,7 +172,8 @@ class Outbox:
         return self._lanes[slot].ring.reader_generation if slot < len(self._lanes) else None
 
     def new_readers(self) -> list[tuple[int, int]]:
-        """(slot, generation) of workers that were replaced since the last call. Call before each `publish`."""
+        """(slot, generation) of workers that were replaced since the last call. Until it is asked, records go to nobody: they
+        name the generation that they are for."""
         return [(slot, lane.generation) for slot, lane in enumerate(self._lanes) if lane.has_new_reader()]
 
     def publish(self, tokens: SampledTokens, endings: Sequence[Ending]) -> None:

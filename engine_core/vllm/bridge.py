@@ -1,7 +1,8 @@
 """One turn between the broker and vLLM: requests in, what its steps gave out to the workers' rings.
 
 Requests that vLLM cannot run as they were asked are refused with a line that says so. One that outlived its engine goes on
-where that gives the text it would have had: its output so far becomes prompt, which for a greedy request changes nothing.
+where what follows is as it would have been: its output so far becomes prompt, which changes nothing for a greedy request, and
+not how likely any text is for one that is sampled without a seed.
 """
 
 import logging

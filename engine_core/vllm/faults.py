@@ -28,10 +28,15 @@ def fault_or_none(request: Generate, num_delivered: int, num_eos: int = 1) -> st
             return "thinking_token_budget is not served by the engine vllm"
         if sampling.grammar is not None:
             return "the engine vllm cannot hold an answer to a form behind its reasoning: switch reasoning off"
-    if (fault := _bound_fault_or_none(sampling, num_eos)) is not None:
-        return fault
+    if sampling.allowed_token_ids or sampling.min_tokens or sampling.bad_words:
+        fault = _bound_fault_or_none(sampling, num_eos)
+        if fault is not None:
+            return fault
     if num_delivered and not _goes_on_exactly(request):
-        return "the engine was lost; vLLM cannot go on with a request that is sampled, penalized, held to a form or handed on"
+        return (
+            "the engine was lost; vLLM cannot go on with a request that has a seed, a penalty on its output, bad_words, a form "
+            "or kv_transfer_params"
+        )
     return None
 
 
@@ -63,10 +68,16 @@ def size_fault_or_none(request: Generate, num_prompt_tokens: int, num_delivered:
 
 
 def _goes_on_exactly(request: Generate) -> bool:
-    """Whether prompt and output together, as a prompt, are followed by what would have followed the output. K/V that was to
-    be handed on, or was handed here, is gone."""
+    """Whether prompt and output together, as a prompt, are followed by what would have followed the output: the same text, or
+    where nobody fixed the draws any text as likely as it was. K/V that was to be handed on, or was handed here, is gone."""
     sampling = request.sampling
-    is_greedy = sampling.temperature < GREEDY_BELOW
+    has_fixed_draws = sampling.temperature >= GREEDY_BELOW and sampling.seed is not None
     counts_output = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
     hands_on = request.vllm is not None and bool(request.vllm.kv_transfer_params)
-    return is_greedy and not counts_output and sampling.grammar is None and not sampling.bad_words and not hands_on
+    return (
+        not has_fixed_draws
+        and not counts_output
+        and sampling.grammar is None
+        and not sampling.bad_words
+        and not hands_on
+    )

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -157,21 +156,26 @@ def in_parallel(count: int, ask: Callable[[int], httpx.Response]) -> list[httpx.
         return list(pool.map(ask, range(count)))
 
 
-def test_when_the_engine_core_dies_greedy_streams_go_on_in_the_next_one_and_sampled_ones_end_with_an_error(
+def test_when_the_engine_core_dies_streams_go_on_in_the_next_one_and_those_with_a_seed_end_with_an_error(
     tmp_path: Path, model_folder: Path
 ) -> None:
-    port, texts = free_port(), dict[float, str]()
+    port, texts = free_port(), dict[str, str]()
+    sampling = {
+        "greedy": {"temperature": 0.0},
+        "sampled": {"temperature": 1.0},
+        "seeded": {"temperature": 1.0, "seed": 5},
+    }
 
-    def stream(fleet: Fleet, temperature: float) -> None:
-        texts[temperature] = complete(
-            fleet, stream=True, max_tokens=150, temperature=temperature, stream_options={"include_usage": True}
+    def stream(fleet: Fleet, name: str) -> None:
+        texts[name] = complete(
+            fleet, stream=True, max_tokens=150, stream_options={"include_usage": True}, **sampling[name]
         ).text
 
     with engine_core(port, tmp_path, "--step-ms", "20") as core, fleet_at(port, tmp_path, model_folder) as fleet:
-        threads = [threading.Thread(target=stream, args=(fleet, temperature)) for temperature in (0.0, 1.0)]
+        threads = [threading.Thread(target=stream, args=(fleet, name)) for name in sampling]
         for thread in threads:
             thread.start()
-        time.sleep(1)
+        fleet.wait_until(lambda: counts_of(core)["tokens"] > 30, 20)
         os.kill(core.pid, signal.SIGKILL)
         fleet.wait_until(lambda: fleet.probe("/readyz") == 503, 10)
         with engine_core(port, tmp_path, "--step-ms", "20") as successor:
@@ -180,10 +184,12 @@ def test_when_the_engine_core_dies_greedy_streams_go_on_in_the_next_one_and_samp
                 thread.join(30)
             counts = counts_of(successor)
 
-    greedy = texts[0.0].split("\n\n")
-    assert json.loads(greedy[-3].removeprefix("data: "))["usage"]["completion_tokens"] == 150
-    assert "error" not in texts[0.0] and "sampled" in texts[1.0] and '"error"' in texts[1.0]
-    assert counts["requests"] == 1, "the sampled one was not sent again"
+    for name in ("greedy", "sampled"):
+        events = texts[name].split("\n\n")
+        assert json.loads(events[-3].removeprefix("data: "))["usage"]["completion_tokens"] == 150
+        assert "error" not in texts[name]
+    assert '"error"' in texts["seeded"] and "a seed" in texts["seeded"]
+    assert counts["requests"] == 2, "the one with a seed was not sent again"
 
 
 def test_an_unknown_version_stops_the_start_with_a_reason(tmp_path: Path, model_folder: Path) -> None:

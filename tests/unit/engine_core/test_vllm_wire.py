@@ -201,8 +201,9 @@ def test_a_greedy_request_has_vllms_form_of_greedy() -> None:
             0,
             "reasoning",
         ),
-        (request(temperature=0.5), 3, "sampled"),
-        (request(temperature=0.0, presence_penalty=0.5), 3, "penalized"),
+        (request(temperature=0.5, seed=1), 3, "seed"),
+        (request(temperature=0.0, presence_penalty=0.5), 3, "penalty"),
+        (request(temperature=0.5, bad_words=((1, 2),)), 3, "bad_words"),
         (request(temperature=0.0, grammar=Grammar("json_object")), 3, "form"),
     ],
 )
@@ -216,7 +217,9 @@ def test_what_cannot_be_answered_as_asked_is_refused_by_name(asked: Generate, nu
     ("asked", "num_delivered"),
     [
         (request(temperature=0.5, grammar=Grammar("json_object")), 0),
-        (request(temperature=0.5), 0),
+        (request(temperature=0.5, seed=1), 0),
+        (request(temperature=0.5), 3),
+        (request(temperature=0.0, seed=1), 3),
         (request(temperature=0.0, repetition_penalty=1.2), 3),
         (request(thinking=Thinking(start_ids=(1,), end_ids=(2,), waits_for_start=False)), 0),
     ],
