@@ -232,24 +232,40 @@ def test_an_operator_reaches_vllm_through_any_worker(fleet: Fleet) -> None:
     assert reset == {"success": True}
 
 
-def test_a_killed_engine_core_is_started_again_and_greedy_streams_go_on_with_their_texts(fleet: Fleet) -> None:
-    prompts = PROMPTS[:6]
-    texts: dict[str, str] = {}
-    wanted = {prompt: greedy(fleet.base_url, prompt, max_tokens=48) for prompt in prompts}
+def test_a_killed_engine_core_is_started_again_and_streams_go_on_behind_what_was_delivered(fleet: Fleet) -> None:
+    """The greedy ones with their texts; the last, sampled and without a seed, to its whole length."""
+    prompts = [*PROMPTS[:5], "Once more, with feeling: "]
+    wanted = {prompt: greedy(fleet.base_url, prompt, max_tokens=48) for prompt in prompts[:-1]}
+    pieces: dict[str, list[str]] = {prompt: [] for prompt in prompts}
+    ends: dict[str, Any] = {}
 
     def ask(prompt: str) -> None:
-        texts[prompt] = greedy(fleet.base_url, prompt, max_tokens=48)
+        body = {
+            "prompt": prompt, "max_tokens": 48, "stream": True, "temperature": 0.0 if prompt in wanted else 0.8,
+            "ignore_eos": prompt not in wanted, "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        with httpx.stream("POST", fleet.base_url + "/v1/completions", json=body, timeout=300) as response:
+            for line in response.iter_lines():
+                event = json.loads(line.removeprefix("data: ")) if line.startswith("data: {") else {}
+                pieces[prompt] += [choice["text"] for choice in event.get("choices", ())]
+                ends[prompt] = line or ends.get(prompt, "")
+                if event.get("usage"):
+                    ends[f"{prompt} usage"] = event["usage"]["completion_tokens"]
 
     threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]
     for thread in threads:
         thread.start()
-    fleet.wait_until(lambda: gauges(fleet)[0] == len(prompts), 30)
+    fleet.wait_until(lambda: all(len(texts) > 2 for texts in pieces.values()), 60)
     [core] = [pid for pid in descendants(fleet.process.pid) if title(pid).startswith("VLLM::EngineCore")]
     os.kill(core, signal.SIGKILL)
+    num_delivered = {prompt: len(texts) for prompt, texts in pieces.items()}
     for thread in threads:
         thread.join(300)
 
-    assert texts == wanted
+    assert max(num_delivered.values()) < 40, "it was killed in the middle of them"
+    assert {prompt: "".join(pieces[prompt]) for prompt in wanted} == wanted
+    assert all(ends[prompt] == "data: [DONE]" for prompt in prompts)
+    assert ends[f"{prompts[-1]} usage"] == 48
 
 
 def gauges(fleet: Fleet) -> list[float]:
