@@ -59,8 +59,7 @@ FINISH_CODES: Mapping[int, FinishCode] = {
     FinishReason.LENGTH: FinishCode.LENGTH,
     FinishReason.ABORT: FinishCode.ABORT,
 }
-MAX_SAMPLINGS = 512  # different sampling parameters that are kept encoded, those that are not longer than
-MAX_SAMPLING_BYTES = 2048
+MAX_SAMPLING_BYTES = 4 * 1024 * 1024  # of different sampling parameters that are kept encoded, in all
 LOOK_S = 0.15  # between two looks at what changes rarely
 
 
@@ -97,6 +96,7 @@ class Bridge:
         self._calls = Calls(link, wire)
         self._controls = Controls(index, self._calls, self._send, metrics.on_sleep)
         self._sampling: dict[tuple[SamplingParams, bool, int], Raw] = {}  # encoded
+        self._sampling_bytes = 0
         self._scored: list[tuple[int, Scored]] = []
         self._endings: list[Ending] = []
         self._started: list[int] = []
@@ -239,9 +239,11 @@ class Bridge:
             encoded = self._wire.sampling(
                 request.sampling, self._eos_token_ids, num_delivered=num_delivered, is_cached=key[1]
             )
-            if len(self._sampling) >= MAX_SAMPLINGS:
+            self._sampling_bytes += len(memoryview(encoded))
+            if self._sampling_bytes > MAX_SAMPLING_BYTES:
                 self._sampling.clear()
-            if len(memoryview(encoded)) <= MAX_SAMPLING_BYTES:
+                self._sampling_bytes = 0
+            else:
                 self._sampling[key] = encoded
         return encoded
 

@@ -403,6 +403,18 @@ def test_a_greedy_request_goes_on_behind_what_was_delivered(rig: Rig) -> None:
     assert record.tokens == [13] and (finish.num_prompt_tokens, finish.num_output_tokens) == (3, 3)
 
 
+def test_parameters_are_encoded_once_and_of_large_ones_few_are_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_core.vllm.bridge.MAX_SAMPLING_BYTES", 2000)
+    for number in range(1, 4):
+        rig.ask(number)
+    assert len(rig.bridge._sampling) == 1
+    for number in range(4, 9):
+        rig.ask(number, sampling={"allowed_token_ids": tuple(range(number, 100 * number))})
+
+    assert len(rig.bridge._sampling) <= 2 and len(rig.core.requests) == 8
+    assert rig.core.requests[-1]["sampling_params"]["allowed_token_ids"] == list(range(8, 800))
+
+
 def test_an_adapter_is_asked_for_as_vllm_loads_it(rig: Rig) -> None:
     rig.ask(1, vllm=VllmExtras(lora="poems"))
     rig.ask(2)
