@@ -1,4 +1,4 @@
-"""Stop strings in a text that arrives in pieces: found wherever the pieces break, the earliest in the text first."""
+"""Stop strings in a text that arrives in pieces: found wherever they break, the first to be complete first, as in vLLM."""
 
 from collections.abc import Sequence
 
@@ -36,12 +36,13 @@ class StopStrings:
         return held
 
     def _first_match(self, text: str) -> tuple[int, str | None]:
-        """Place and string of the match that begins first; of two at one place, the one the client named first."""
-        first, found = len(text), None
+        """Place and string of the match that ends first; of two that end at one place, the one the client named first. So it
+        does not matter which characters came together."""
+        first, found, first_end = len(text), None, len(text) + 1
         for stop in self._strings:
             at = text.find(stop, max(0, len(self._held) - len(stop) + 1))
-            if 0 <= at < first:
-                first, found = at, stop
+            if at >= 0 and at + len(stop) < first_end:
+                first, found, first_end = at, stop, at + len(stop)
         return first, found
 
 

@@ -25,6 +25,9 @@ class SamplingDefaults(Struct, frozen=True):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    max_new_tokens: int | None = None
 
 
 class ModelFolder(Struct, frozen=True):

@@ -52,7 +52,7 @@ class RequestShapes:
         shape = _shape_or_none(chat) if is_plain else None
         known = None if shape is None else self._known.get(shape)
         if known is not None:
-            max_tokens = max_tokens_of(chat, prompts[0].num_tokens, self._model.max_model_len)
+            max_tokens = max_tokens_of(chat, prompts[0].num_tokens, self._model)
             return structs.replace(
                 known, prompts=prompts, max_tokens=(max_tokens,), request_id=request_id, deadline_s=deadline_s,
                 counts_reasoning=counts_reasoning,

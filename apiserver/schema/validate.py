@@ -55,7 +55,7 @@ def generation_request(
     if request.best_of is not None and request.best_of != n:
         raise InvalidRequest(f"best_of must be as n is, {n}: nothing is generated to be dropped", param="best_of")
     _check_num_choices(len(prompts), n, limits)
-    max_tokens = tuple(max_tokens_of(request, prompt.num_tokens, model.max_model_len) for prompt in prompts)
+    max_tokens = tuple(max_tokens_of(request, prompt.num_tokens, model) for prompt in prompts)
     return GenerationRequest(
         request_id=request_id,
         prompts=prompts,
@@ -190,15 +190,19 @@ def _sampling(
         top_p=_above_zero("top_p", request.top_p, _or(defaults.top_p, 1.0), 1.0),
         top_k=max(_within("top_k", request.top_k, defaults.top_k or 0, -1, INT32_MAX), 0),  # -1 and 0 both mean off
         min_p=_within("min_p", request.min_p, _or(defaults.min_p, 0.0), 0.0, 1.0),
-        presence_penalty=_within("presence_penalty", request.presence_penalty, 0.0, -2.0, 2.0),
-        frequency_penalty=_within("frequency_penalty", request.frequency_penalty, 0.0, -2.0, 2.0),
+        presence_penalty=_within(
+            "presence_penalty", request.presence_penalty, _or(defaults.presence_penalty, 0.0), -2.0, 2.0
+        ),
+        frequency_penalty=_within(
+            "frequency_penalty", request.frequency_penalty, _or(defaults.frequency_penalty, 0.0), -2.0, 2.0
+        ),
         repetition_penalty=_above_zero(
             "repetition_penalty",
             request.repetition_penalty,
             _or(defaults.repetition_penalty, 1.0),
             MAX_REPETITION_PENALTY,
         ),
-        seed=None if request.seed is None else _within("seed", request.seed, 0, -INT64_MAX - 1, INT64_MAX),
+        seed=None if request.seed in (None, -1) else _within("seed", request.seed, 0, -INT64_MAX - 1, INT64_MAX),
         stop_token_ids=_stop_token_ids(request, model.vocab_size),
         ignore_eos=bool(request.ignore_eos),
         logit_bias=_logit_bias(request.logit_bias or {}, model.vocab_size),
@@ -288,7 +292,7 @@ def _only_echoes(request: SamplingFields) -> bool:
     return _echoes(request) and request.max_tokens == 0
 
 
-def _or(value: float | None, default: float) -> float:
+def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
@@ -383,10 +387,11 @@ def _wanted_tokens(request: ChatRequest | CompletionRequest) -> int | None:
     return COMPLETION_MAX_TOKENS if isinstance(request, CompletionRequest) else None
 
 
-def max_tokens_of(request: ChatRequest | CompletionRequest, num_prompt_tokens: int, max_model_len: int) -> int:
-    """What was wanted, or all that fits behind this prompt. Raises InvalidRequest, and ContextTooLong with both numbers,
+def max_tokens_of(request: ChatRequest | CompletionRequest, num_prompt_tokens: int, model: ModelFolder) -> int:
+    """What is wanted, by the request or else by the model's generation_config.json, or all that fits behind this prompt where
+    that is less: as in vLLM, for many clients always ask for the same large number. Raises InvalidRequest, and ContextTooLong
     in OpenAI's words."""
-    wanted = _wanted_tokens(request)
+    wanted, max_model_len = _wanted_tokens(request), model.max_model_len
     source = "messages" if isinstance(request, ChatRequest) else "prompt"
     room = max_model_len - num_prompt_tokens
     if num_prompt_tokens == 0:
@@ -397,11 +402,10 @@ def max_tokens_of(request: ChatRequest | CompletionRequest, num_prompt_tokens: i
             f"{num_prompt_tokens} tokens. Please reduce the length of the {source}.",
             param=source,
         )
-    if wanted is not None and wanted > room:
-        raise ContextTooLong(
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
-            f"{num_prompt_tokens + wanted} tokens ({num_prompt_tokens} in the {source}, {wanted} in the completion). "
-            f"Please reduce the length of the {source} or completion.",
-            param=source,
+    if wanted is not None and wanted > max_model_len:
+        asks_by_new_name = isinstance(request, ChatRequest) and request.max_completion_tokens is not None
+        raise InvalidRequest(
+            f"max_tokens is too large: {wanted}. This model's maximum context length is {max_model_len} tokens.",
+            param="max_completion_tokens" if asks_by_new_name else "max_tokens",
         )
-    return room if wanted is None else wanted
+    return min(room, _or(wanted, _or(model.sampling_defaults.max_new_tokens, room)))

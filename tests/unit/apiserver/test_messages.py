@@ -409,7 +409,7 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "http://a/b.png"}}
         ({"mcp_servers": [{"type": "url"}]}, "mcp_servers"),
         ({"speed": "fast"}, "speed"),
         ({"container": "c_1"}, "container"),
-        ({"max_tokens": MAX_MODEL_LEN}, "maximum context length"),
+        ({"max_tokens": MAX_MODEL_LEN + 1}, "maximum context length"),
     ],
 )
 def test_a_wrong_request_is_a_400_that_names_the_field(rig: WorkerRig, fields: dict[str, Any], named: str) -> None:

@@ -79,12 +79,13 @@ def test_what_is_wrong_stays_wrong(fields: dict[str, Any]) -> None:
             remembered(shapes, fields, 10, "r")
 
 
-def test_a_longer_prompt_of_a_known_shape_may_not_fit() -> None:
+def test_a_longer_prompt_of_a_known_shape_leaves_less_room_or_none() -> None:
     shapes = RequestShapes(MODEL, LIMITS)
     remembered(shapes, {"max_tokens": 50}, 10, "r")
 
+    assert remembered(shapes, {"max_tokens": 50}, 60, "r").max_tokens == (40,)
     with pytest.raises(ContextTooLong):
-        remembered(shapes, {"max_tokens": 50}, 60, "r")
+        remembered(shapes, {"max_tokens": 50}, 100, "r")
 
 
 def test_any_number_of_shapes_may_come() -> None:

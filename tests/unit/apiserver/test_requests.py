@@ -269,6 +269,10 @@ def test_a_request_that_says_everything_is_passed_on_as_it_is() -> None:
     assert generation.priority == -3
 
 
+def test_a_seed_of_minus_one_is_none_as_in_vllm() -> None:
+    assert validated(chat_request(seed=-1)).sampling_of(0, 0).seed is None
+
+
 def test_seeds_of_choices_go_round_where_64_bits_end() -> None:
     generation = validated(chat_request(seed=2**63 - 1, n=2))
 
@@ -285,14 +289,20 @@ def test_the_models_own_end_is_no_stop_reason(fields: dict[str, Any], told: tupl
 
 
 def test_a_silent_request_gets_the_models_defaults_then_openais() -> None:
-    defaults = SamplingDefaults(temperature=0.6, top_p=0.8, top_k=20, min_p=0.05, repetition_penalty=1.05)
+    defaults = SamplingDefaults(
+        temperature=0.6, top_p=0.8, top_k=20, min_p=0.05, repetition_penalty=1.05, presence_penalty=1.5,
+        frequency_penalty=0.5, max_new_tokens=40,
+    )  # fmt: skip
     values = {**{name: getattr(MODEL, name) for name in MODEL.__struct_fields__}, "sampling_defaults": defaults}
 
     theirs = validated(chat_request(), model=ModelFolder(**values)).sampling
     plain = validated(chat_request()).sampling
 
     assert (theirs.temperature, theirs.top_p, theirs.top_k, theirs.min_p) == (0.6, 0.8, 20, 0.05)
-    assert theirs.repetition_penalty == 1.05
+    assert (theirs.repetition_penalty, theirs.presence_penalty, theirs.frequency_penalty) == (1.05, 1.5, 0.5)
+    assert theirs.max_tokens == 40 and validated(
+        chat_request(max_tokens=50), model=ModelFolder(**values)
+    ).max_tokens == (50,)
     assert (plain.temperature, plain.top_p, plain.top_k, plain.min_p, plain.repetition_penalty) == (1, 1, 0, 0, 1)
     assert validated(chat_request(temperature=0), model=ModelFolder(**values)).sampling.temperature == 0
 
@@ -309,21 +319,24 @@ def test_output_defaults_to_what_fits_for_chats_and_to_16_for_completions() -> N
     assert validated(completion_request(max_tokens=90)).max_tokens == (90,)
 
 
-def test_a_request_beyond_the_context_is_told_both_numbers() -> None:
+def test_more_output_than_fits_behind_the_prompt_is_as_much_as_fits_but_more_than_the_context_is_a_mistake() -> None:
+    assert validated(completion_request(max_tokens=91)).max_tokens == (90,)
+    assert validated(chat_request(max_completion_tokens=MAX_MODEL_LEN)).max_tokens == (90,)
+    for field, request in (("max_tokens", completion_request), ("max_completion_tokens", chat_request)):
+        with pytest.raises(InvalidRequest, match="too large: 101") as caught:
+            validated(request(**{field: MAX_MODEL_LEN + 1}))
+        assert caught.value.param == field
+
+
+def test_a_prompt_that_fills_the_context_is_told_both_numbers() -> None:
     with pytest.raises(ContextTooLong) as prompt_alone:
         validated(chat_request(), num_tokens=MAX_MODEL_LEN)
-    with pytest.raises(ContextTooLong) as with_output:
-        validated(completion_request(max_tokens=91))
 
     assert prompt_alone.value.message == (
         "This model's maximum context length is 100 tokens. However, your messages resulted in 100 tokens. "
         "Please reduce the length of the messages."
     )
-    assert with_output.value.message == (
-        "This model's maximum context length is 100 tokens. However, you requested 101 tokens (10 in the prompt, 91 in "
-        "the completion). Please reduce the length of the prompt or completion."
-    )
-    assert (prompt_alone.value.param, with_output.value.param) == ("messages", "prompt")
+    assert prompt_alone.value.param == "messages"
     assert prompt_alone.value.code == "context_length_exceeded"
 
 
