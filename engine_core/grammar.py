@@ -9,13 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from ipc.grammar import Grammar, llguidance_source
 
 logger = logging.getLogger(__name__)
 
+MAX_ITEMS_IN_ROW = 8000  # four of them an optional property of an object; the mask of so many takes some 40 ms
 MAX_COMPILED = 256  # some 100 KB each
 MAX_COMPILED_CHARS = 4 << 20  # of all their sources
 Bits = NDArray[np.bool_]
@@ -92,7 +93,8 @@ class GrammarCompiler:
         if self._tokenizer is None:
             eos = list(self._eos_token_ids) or None
             self._tokenizer = LLTokenizer(str(self._tokenizer_path), n_vocab=self._vocab_size, eos_token=eos)
-        matcher = LLMatcher(self._tokenizer, llguidance_source(grammar), log_level=0)
+        limits = LLParserLimits(max_items_in_row=MAX_ITEMS_IN_ROW)
+        matcher = LLMatcher(self._tokenizer, llguidance_source(grammar), log_level=0, limits=limits)
         if matcher.is_error():
             raise GrammarError(" ".join(matcher.get_error().split()))
         return matcher

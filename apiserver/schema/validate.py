@@ -75,8 +75,17 @@ def generation_request(
         output_format=output_format,
         counts_reasoning=counts_reasoning,
         details=_details_or_none(request, output_format, limits.stream_interval),
-        kv_transfer_params=msgspec.msgpack.encode(request.kv_transfer_params) if request.kv_transfer_params else b"",
+        kv_transfer_params=_kv_transfer_params(request),
     )
+
+
+def _kv_transfer_params(request: SamplingFields) -> bytes:
+    try:
+        return msgspec.msgpack.encode(request.kv_transfer_params) if request.kv_transfer_params else b""
+    except OverflowError:
+        raise InvalidRequest(
+            "kv_transfer_params: an integer has more than 64 bits", param="kv_transfer_params"
+        ) from None
 
 
 def _details_or_none(

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from apiserver.tools.json_text import json_text
+
 JSON_TYPE_OF = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
 
@@ -22,8 +24,8 @@ def json_of(text: str, types: frozenset[str]) -> str:
         if name in types:
             value = read(text)
             if value is not _NOT_ONE:
-                return json.dumps(value, ensure_ascii=False)
-    return json.dumps(text, ensure_ascii=False)
+                return json_text(value)
+    return json_text(text)
 
 
 def _named_types(schema: object) -> set[str]:
@@ -73,7 +75,7 @@ def _boolean(text: str) -> object:
 def _nested(kind: type) -> Callable[[str], object]:
     def read(text: str) -> object:
         try:
-            value = json.loads(text, parse_constant=_refuse)
+            value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
         except (ValueError, RecursionError):
             return _NOT_ONE
         return value if isinstance(value, kind) else _NOT_ONE
@@ -83,6 +85,13 @@ def _nested(kind: type) -> Callable[[str], object]:
 
 def _refuse(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits} is out of range")
+    return value
 
 
 _READERS: tuple[tuple[str, Callable[[str], object]], ...] = (

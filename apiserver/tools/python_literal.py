@@ -1,8 +1,9 @@
 """Literals of Python, as models write them in calls: where one ends in a text that is still arriving, and its JSON."""
 
 import ast
-import json
 from typing import Any
+
+from apiserver.tools.json_text import json_text
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _JSON_NAMES = {"true": True, "false": False, "null": None}
@@ -42,7 +43,7 @@ def json_of(expression: str) -> str:
     """Raises NotALiteral."""
     try:
         tree = ast.parse(expression.strip(), mode="eval")
-        return json.dumps(_value(tree.body), ensure_ascii=False, allow_nan=False)
+        return json_text(_value(tree.body))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         raise NotALiteral(expression) from None
 

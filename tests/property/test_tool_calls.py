@@ -14,6 +14,8 @@ from apiserver.tools.call_parser import CallParser, JsonListParser
 from apiserver.tools.hermes import HermesParser
 from apiserver.tools.llama3_json import Llama3JsonParser
 from apiserver.tools.mistral import MistralParser
+from apiserver.tools.parameter_types import json_of as json_of_parameter
+from apiserver.tools.python_literal import json_of as json_of_literal
 from apiserver.tools.pythonic import PythonicParser
 from apiserver.tools.qwen3_coder import Qwen3CoderParser
 from tests.property.pieces import cut, cuts
@@ -195,3 +197,22 @@ def test_text_without_a_call_is_content_to_the_last_character(
 
     if not written(parts):
         assert content(parts) == answer
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        (r'"hi \ud83d\ude00"', "hi \U0001f600"),
+        (r'"half \ud83d."', "half \ufffd."),
+        (r'["\ud83d\ude00"]', ["\U0001f600"]),
+        (r'{"\ud83d": 1}', {"\ufffd": 1}),
+        ("[1e999]", "[1e999]"),
+    ],
+)
+def test_values_that_no_json_could_carry_are_made_whole(written: str, kept: Any) -> None:
+    """Escapes of half a character, and numbers beyond all bounds: what encodes the answer would refuse them."""
+    told = json_of_parameter(written, frozenset({"object", "array", "string"}))
+
+    assert json.loads(told.encode()) == (written if written.startswith('"') else kept)
+    if "999" not in written and "{" not in written:
+        assert json.loads(json_of_literal(written).encode()) == kept

@@ -80,3 +80,12 @@ def test_a_grammar_is_checked_beside_the_loop(
 
 def test_ebnf_whose_rewriting_would_take_long_is_refused() -> None:
     assert fault_of(Grammar("ebnf", 'root ::= "a"' + " " * 16 * 1024)) == "it has more than 16384 characters"
+
+
+def test_a_form_that_is_nested_beyond_reason_is_refused() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(400):
+        schema = {"type": "object", "properties": {"a": schema}}
+    tag = {**TAG, "structures": [{"begin": "<a>", "schema": schema, "end": "</a>"}]}
+
+    assert fault_of(Grammar("structural_tag", json.dumps(tag))) == "it is nested too deeply"

@@ -134,3 +134,9 @@ def test_only_an_engine_vllm_sleeps(folder: Path) -> None:
     assert (
         rig.post("/sleep").status_code == rig.get("/is_sleeping").status_code == rig.post("/pause").status_code == 404
     )
+
+
+def test_parameters_of_a_connector_that_no_message_could_carry_are_a_400(folder: Path) -> None:
+    answer = vllm_rig(folder).chat(kv_transfer_params={"block": 1 << 70})
+
+    assert answer.status_code == 400 and error_of(answer)["param"] == "kv_transfer_params"

@@ -20,6 +20,14 @@ SCHEMA = {
 }
 
 
+MANY = ["a", "ab", 'quo"te', "back\\slash", "new\nline", "日本", "😀", *(f"choice {number}" for number in range(5000))]
+WIDE: dict[str, Any] = {
+    "type": "object",
+    "properties": {f"p{number}": {"type": "boolean"} for number in range(1000)},
+    "additionalProperties": False,
+}
+
+
 @pytest.fixture(scope="module")
 def compiler(model_folder: Path) -> GrammarCompiler:
     return GrammarCompiler(model_folder / "tokenizer.json", 49152, (EOS,))
@@ -53,6 +61,7 @@ def walk(matcher: Matcher, seed: int, max_tokens: int = 400) -> list[int]:
     ("grammar", "fits"),
     [
         (Grammar("choice", '["yes", "no", "maybe so"]'), {"yes", "no", "maybe so"}.__contains__),
+        (Grammar("choice", json.dumps(MANY)), set(MANY).__contains__),
         (Grammar("regex", "[0-9]{3}-[0-9]{4}"), lambda text: len(text) == 8 and text[3] == "-"),
         (Grammar("ebnf", 'root ::= "a" tail\ntail ::= "b" | "c" tail'), lambda text: text[0] + text[-1] == "ab"),
         (Grammar("json_schema", json.dumps(SCHEMA)), lambda text: set(json.loads(text)) == {"name", "age"}),
@@ -91,6 +100,15 @@ def test_an_output_that_has_left_its_grammar_has_no_way_on(compiler: GrammarComp
     matcher = matcher_of(compiler, Grammar("choice", '["yes"]'))
 
     assert not matcher.allowed(np.array(tokenizer.encode("no").ids, np.int32)).any()
+
+
+def test_an_object_of_a_thousand_optional_properties_may_have_any_of_them(
+    compiler: GrammarCompiler, tokenizer: Tokenizer
+) -> None:
+    matcher = matcher_of(compiler, Grammar("json_schema", json.dumps(WIDE)))
+
+    assert matcher.allowed(np.array(tokenizer.encode('{"p7').ids, np.int32)).any()
+    assert matcher.allowed(np.array(tokenizer.encode('{"p7": true}').ids, np.int32))[EOS]
 
 
 def test_a_grammar_is_compiled_once(compiler: GrammarCompiler) -> None:
