@@ -38,6 +38,29 @@ def render_chat(request: ChatRequest | TokenizeRequest, template: ChatTemplate |
     )
 
 
+def num_pieces(request: ChatRequest | TokenizeRequest) -> int:
+    """How much a template has to go through, whatever it makes of it: messages, their parts and calls, and each 256 characters
+    of calls' arguments, tools, documents and variables."""
+    messages = request.messages or ()
+    num = len(messages)
+    for message in messages:
+        if isinstance(message.content, list):
+            num += len(message.content)
+        if message.tool_calls:
+            num += len(message.tool_calls) + _length_of(message.tool_calls)
+    if request.tools:
+        num += _length_of(request.tools)
+    if request.chat_template_kwargs:
+        num += _length_of(request.chat_template_kwargs)
+    if isinstance(request, ChatRequest) and request.documents:
+        num += _length_of(request.documents)
+    return num
+
+
+def _length_of(value: object) -> int:
+    return len(msgspec.json.encode(value)) // 256
+
+
 def _plain(number: int, message: Message, takes_parts: bool) -> dict[str, Any]:  # Any: JSON, here and below
     path = f"messages[{number}]"
     refuse_unsupported(message, path + ".")

@@ -1,7 +1,9 @@
 """POST /tokenize and /detokenize, in vLLM's shapes."""
 
+import asyncio
 from array import array
 
+import msgspec
 from starlette.types import Receive, Scope, Send
 
 from apiserver.asgi import read_body, send_json
@@ -13,6 +15,8 @@ from apiserver.schema.requests import TokenizeRequest, decode_detokenize, decode
 from apiserver.schema.unsupported import refuse_unsupported
 from apiserver.schema.validate import check_token_ids
 from apiserver.services import Services
+
+IDS_AT_ONCE = 4096  # between two turns of the loop; 1.4 ms
 
 
 class Tokenize:
@@ -28,15 +32,25 @@ class Tokenize:
         refuse_unsupported(request)
         text, add_special_tokens = await self._text(request)
         encoded = await self._prompts.encode([text], add_special_tokens=add_special_tokens, bounded_field=None)
-        ids = array("I", encoded[0]).tolist()
-        token_of = services.preloaded.tokenizer.id_to_token
+        ids = array("I", encoded[0])
+        tokens: list[bytes] = []
+        strings: list[bytes] = []
+        for start in range(0, len(ids), IDS_AT_ONCE):
+            piece = ids[start : start + IDS_AT_ONCE].tolist()
+            tokens.append(msgspec.json.encode(piece)[1:-1])
+            if request.return_token_strs:
+                strings.append(
+                    msgspec.json.encode([services.preloaded.tokenizer.id_to_token(id_) for id_ in piece])[1:-1]
+                )
+            if len(ids) > IDS_AT_ONCE:
+                await asyncio.sleep(0)  # the other streams of this worker
         await send_json(
             send,
             {
                 "count": len(ids),
                 "max_model_len": services.model.max_model_len,
-                "tokens": ids,
-                "token_strs": [token_of(number) for number in ids] if request.return_token_strs else None,
+                "tokens": _array_of(tokens),
+                "token_strs": _array_of(strings) if request.return_token_strs else None,
             },
         )
 
@@ -49,6 +63,10 @@ class Tokenize:
                 raise InvalidRequest("chat_template goes with messages, not with a prompt", param="chat_template")
             return request.prompt, request.add_special_tokens is not False
         return await self._intake.text_of(request), bool(request.add_special_tokens)
+
+
+def _array_of(pieces: list[bytes]) -> msgspec.Raw:
+    return msgspec.Raw(b"[" + b",".join(pieces) + b"]")
 
 
 class Detokenize:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from apiserver.routes.chat_intake import INLINE_PIECES
+from apiserver.routes.tokenize import IDS_AT_ONCE
 from config.settings import ServerSettings
 from ipc.messages import EngineLost, Generate, Rejected
 from ipc.record import Failure, FailureCode
@@ -404,6 +407,84 @@ def test_tokenize_renders_messages_as_a_chat_would(rig: WorkerRig) -> None:
 
     assert body["tokens"] == rig.engine.prompts[0]
     assert body["token_strs"][0] == "<|im_start|>"
+
+
+def test_a_long_text_is_tokenized_in_turns_with_the_rest_of_the_loop(rig: WorkerRig) -> None:
+    """Ten thousand tokens a piece, each with its text: no turn of the loop does them all."""
+    text = "hello " * 10_000
+
+    async def main() -> tuple[dict[str, Any], int]:
+        num_turns = 0
+
+        async def count_turns() -> None:
+            nonlocal num_turns
+            while True:
+                num_turns += 1
+                await asyncio.sleep(0)
+
+        counter = asyncio.create_task(count_turns())
+        sent: list[Any] = []
+        body = json.dumps({"prompt": text, "return_token_strs": True}).encode()
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await rig.app(http_scope("POST", "/tokenize"), receive, send)
+        counter.cancel()
+        return json.loads(b"".join(message.get("body", b"") for message in sent)), num_turns
+
+    body, num_turns = asyncio.run(main())
+
+    assert body["count"] == len(body["tokens"]) == len(body["token_strs"]) >= 10_000
+    assert num_turns >= body["count"] // IDS_AT_ONCE
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_long"),
+    [
+        ({}, False),
+        ({"messages": [{"role": "user", "content": "x" * 100_000}]}, False),
+        ({"messages": [{"role": "user", "content": "hi"}] * (INLINE_PIECES + 1)}, True),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * (INLINE_PIECES + 1)}]}, True),
+        ({"chat_template_kwargs": {"x": "y" * 256 * (INLINE_PIECES + 1)}}, True),
+        (
+            {
+                "tools": [
+                    {"type": "function", "function": {"name": "f", "description": "d" * 256 * (INLINE_PIECES + 1)}}
+                ]
+            },
+            True,
+        ),
+    ],
+)
+def test_a_chat_that_takes_a_template_long_is_rendered_beside_the_loop(
+    rig: WorkerRig, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], is_long: bool
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def render(*_arguments: Any) -> str:
+        threads.append(threading.current_thread())
+        return "hi"
+
+    monkeypatch.setattr("apiserver.routes.chat_intake.render_chat", render)
+
+    rig.post("/tokenize", {"messages": [{"role": "user", "content": "hi"}], **fields})
+
+    [thread] = threads
+    assert (thread is not threading.main_thread()) == is_long
+
+
+def test_a_chat_of_more_messages_than_the_context_has_tokens_is_refused_before_anything_is_made_of_it(
+    rig: WorkerRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apiserver.routes.chat_intake.render_chat", None)
+
+    answer = rig.post("/v1/chat/completions", {"messages": [{"role": "user"}] * (MAX_MODEL_LEN + 1)})
+
+    assert answer.status_code == 400 and error_of(answer)["code"] == "context_length_exceeded"
 
 
 def test_tokenize_takes_texts_longer_than_the_context(rig: WorkerRig) -> None:
