@@ -133,8 +133,11 @@ class StreamedChoice(Choice):
         self.note_tokens(len(tokens), now_s)
         num_before = self.text.num_tokens
         piece = self.text.feed_escaped(tokens)
+        num_counted = self.text.num_tokens - num_before
+        if not num_counted and self.text.matched_stop is not None:
+            self.scores.clear()  # of tokens that came behind it
         if self.scores:
-            response.write(self._scored_event(piece, self.text.num_tokens - num_before))
+            response.write(self._scored_event(piece, num_counted))
         elif piece:
             response.write(self._prefix + piece + self._suffix)
         if self.text.has_stop_strings and self.finish_reason is None and self._has_stopped():

@@ -88,7 +88,13 @@ def test_logprobs_end_where_a_stop_string_does() -> None:
         for token in (HELLO, ST, OP, WORLD):
             server.worker.publish(scored=[Scored(1, token, False, 1, -1.0, [], [])])
         server.worker.client.drain()
-        server.worker.step(finishes=[finish(1, FinishCode.ABORT, num_output_tokens=4)])
+        await connection.settle()
+        num_events = connection.body.count(b"data: ")
+        server.worker.publish(scored=[Scored(1, WORLD, False, 1, -1.0, [], [])])  # the engine hears of the stop later
+        server.worker.client.drain()
+        await connection.settle()
+        assert connection.body.count(b"data: ") == num_events
+        server.worker.step(finishes=[finish(1, FinishCode.ABORT, num_output_tokens=5)])
         await connection.settle()
 
         entries = [
