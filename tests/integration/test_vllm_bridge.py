@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -190,6 +191,39 @@ def test_when_the_engine_core_dies_streams_go_on_in_the_next_one_and_those_with_
         assert "error" not in texts[name]
     assert '"error"' in texts["seeded"] and "a seed" in texts["seeded"]
     assert counts["requests"] == 2, "the one with a seed was not sent again"
+
+
+def test_an_engine_core_that_is_restarted_at_once_is_served_again_by_itself(tmp_path: Path, model_folder: Path) -> None:
+    """Its HELLO comes while the bridge has not missed the old one yet; it would not say it again."""
+    port = free_port()
+    with engine_core(port, tmp_path) as core, fleet_at(port, tmp_path, model_folder) as fleet:
+        assert complete(fleet).status_code == 200
+        core.kill()
+        with engine_core(port, tmp_path) as successor:
+            fleet.wait_until(lambda: fleet.log.count("engine ready") == 2, 20)
+            fleet.wait_until(lambda: complete(fleet).status_code == 200, 10)
+
+            assert counts_of(successor)["requests"] == 1
+
+
+def test_a_port_scan_ends_no_engine(tmp_path: Path, model_folder: Path) -> None:
+    port = free_port()
+    with engine_core(port, tmp_path), fleet_at(port, tmp_path, model_folder) as fleet:
+        [engine] = fleet.pids("engine")
+        ports = listening_ports(engine)
+        for scanned in ports:
+            socket.create_connection(("127.0.0.1", scanned)).close()
+        time.sleep(0.5)  # longer than between two looks
+
+        assert complete(fleet).status_code == 200 and fleet.pids("engine") == [engine]
+        assert len(ports) == 2 and port not in ports, "requests and outputs; the handshake is over"
+
+
+def listening_ports(pid: int) -> list[int]:
+    """Over TCP."""
+    own = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return [int(line[1].split(":")[1], 16) for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own]
 
 
 def test_an_unknown_version_stops_the_start_with_a_reason(tmp_path: Path, model_folder: Path) -> None:
