@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 from engine_core.errors import CannotBoot
 from engine_core.vllm.calls import Calls
-from engine_core.vllm.link import EngineLink, Facts
-from engine_core.vllm.wire import LoraRequest, UtilityOutput, Wire
+from engine_core.vllm.link import EngineGone, EngineLink, Facts
+from engine_core.vllm.wire import ENGINE_CORE_DEAD, LoraRequest, UtilityOutput, Wire
 
 POLL_MS = 200
 
@@ -13,7 +13,7 @@ POLL_MS = 200
 def load_adapters(
     paths: Mapping[str, str], facts: Facts, link: EngineLink, wire: Wire, on_wait: Callable[[], None]
 ) -> dict[str, LoraRequest]:
-    """By name. `on_wait` is called several times a second and may raise. Raises CannotBoot."""
+    """By name. `on_wait` is called several times a second and may raise. Raises CannotBoot, EngineGone."""
     if paths and facts.supports_lora is False:
         raise CannotBoot("--lora-modules: vLLM runs without --enable-lora")
     loras = {name: LoraRequest(name, number, path) for number, (name, path) in enumerate(paths.items(), 1)}
@@ -24,7 +24,10 @@ def load_adapters(
         while not answers:
             if not link.output.poll(POLL_MS):
                 on_wait()
+                link.check()
             for frames in link.receive():
+                if frames[0] == ENGINE_CORE_DEAD:
+                    raise EngineGone("vLLM's engine core died")
                 outputs = wire.outputs(frames[0])
                 if outputs.utility_output is not None:
                     calls.take(outputs.utility_output)

@@ -11,18 +11,24 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 import zmq
 
+from engine_core.errors import CannotBoot
 from engine_core.vllm import link as link_module
+from engine_core.vllm.adapters import load_adapters
+from engine_core.vllm.layouts import LAYOUTS
 from engine_core.vllm.link import EngineGone, EngineLink, Facts
+from engine_core.vllm.wire import ENGINE_CORE_DEAD, UTILITY, Wire
 from tests.integration.fleet import environment
 
 FACTS = {"vllm_version": "0.33.0", "max_model_len": 2048, "num_gpu_blocks": 100, "block_size": 16, "max_num_seqs": 8}
 DEADLINE_S = 10.0
+LAYOUT = LAYOUTS["0.33"]
 
 Steps = Iterator[None]  # goes on with every turn of whoever waits
 
@@ -74,6 +80,18 @@ class Core:
     def leaves(self) -> None:
         """With what it has said."""
         self._context.destroy(linger=1000)
+
+    def calls(self) -> list[Any]:
+        """The next call of a method: client, number, name, arguments."""
+        assert self.input.poll(1000)
+        kind, frame = self.input.recv_multipart()
+        assert kind == UTILITY
+        call: list[Any] = msgspec.msgpack.decode(frame)
+        return call
+
+    def answers(self, call_id: int, failure: str | None) -> None:
+        told = {"engine_index": 0, "outputs": [], "timestamp": 1.0, "utility_output": [call_id, failure, None]}
+        self.output.send(msgspec.msgpack.encode([told.get(name) for name in LAYOUT.outputs]))
 
 
 class Deadline:
@@ -312,3 +330,55 @@ def test_the_hello_of_a_core_that_comes_while_another_is_served_waits_for_the_ne
             time.sleep(0.3)  # it tries to connect meanwhile
         with closing(EngineLink(first.handshake_endpoint, *endpoints)) as link:
             assert shake_hands(link, steps).vllm_version == "0.33.0"
+
+
+# ── adapters ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def load(link: EngineLink, steps: Steps, facts: Facts) -> list[tuple[str, int]]:
+    loras = load_adapters({"poems": "/poems", "prose": "/prose"}, facts, link, Wire(LAYOUT), Deadline(steps))
+    return [(lora.name, lora.number) for lora in loras.values()]
+
+
+def test_adapters_are_loaded_one_by_one(link: EngineLink, core: Core) -> None:
+    facts = shake_hands(link, core.starts())
+    calls = []
+
+    def steps() -> Steps:
+        for _ in range(2):
+            calls.append(core.calls())
+            core.answers(calls[-1][1], None)
+            yield
+
+    assert load(link, steps(), facts) == [("poems", 1), ("prose", 2)]
+    assert [(method, arguments[0][2]) for _, _, method, arguments in calls] == [
+        ("add_lora", "/poems"),
+        ("add_lora", "/prose"),
+    ]
+
+
+def test_an_adapter_that_vllm_does_not_take_stops_the_start_with_its_reason(link: EngineLink, core: Core) -> None:
+    facts = shake_hands(link, core.starts())
+
+    def steps() -> Steps:
+        core.answers(core.calls()[1], "rank too high")
+        yield
+
+    with pytest.raises(CannotBoot, match="poems=/poems: rank too high"):
+        load(link, steps(), facts)
+
+
+@pytest.mark.parametrize("says_it", [False, True])
+def test_a_core_that_dies_under_its_adapters_is_gone(link: EngineLink, core: Core, says_it: bool) -> None:
+    facts = shake_hands(link, core.starts())
+
+    def steps() -> Steps:
+        core.calls()
+        if says_it:
+            core.output.send(ENGINE_CORE_DEAD)
+        else:
+            core.dies()
+        yield
+
+    with pytest.raises(EngineGone, match="died" if says_it else "closed its connection"):
+        load(link, steps(), facts)
