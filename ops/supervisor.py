@@ -44,6 +44,7 @@ STOOD_STILL_S = 0.5  # a watch late by this was not the fleet's fault: a frozen 
 REFORK_S = 0.1
 START_TIMEOUT_S = 30.0  # of worker and broker, which load nothing
 STOP_GRACE_S = 5.0  # engines and broker, after the workers
+VLLM_STOP_GRACE_S = 25.0  # an engine that ends a vLLM, which has engine_core.vllm.server.STOP_S for it
 REPLACE_TIMEOUT_S = 60.0  # a new zygote has loaded, a new worker serves
 
 
@@ -359,7 +360,8 @@ class Supervisor:
         """Everything that still runs: politely, then not."""
         for child in (*self._workers.children, *self._engines, self._broker, *self._zygotes):
             child.stop()
-        await self._wait_while(lambda: any(child.pid is not None for child in self._children), STOP_GRACE_S)
+        grace_s = STOP_GRACE_S if self._settings.engine.vllm_python is None else VLLM_STOP_GRACE_S
+        await self._wait_while(lambda: any(child.pid is not None for child in self._children), grace_s)
         for child in self._children:
             child.stop(signal.SIGKILL)
         await self._wait_while(lambda: any(child.pid is not None for child in self._children), STOP_GRACE_S)

@@ -22,7 +22,7 @@ from engine_core.errors import CannotBoot
 from engine_core.vllm.adapters import load_adapters
 from engine_core.vllm.bridge import Bridge
 from engine_core.vllm.layouts import UnknownVersion, layout_of
-from engine_core.vllm.link import EngineLink, Facts
+from engine_core.vllm.link import EngineGone, EngineLink, Facts
 from engine_core.vllm.server import HeadlessServer
 from engine_core.vllm.wire import Wire
 from ipc.fleet_page import Cell, FleetPage, State
@@ -46,6 +46,10 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles, should_s
             server = _started(settings, model, link)
         _serve(settings, model, handles, cell, link, server, should_stop)
         link.close()
+    except EngineGone:
+        if server is not None:
+            server.kill()
+        raise
     finally:
         if server is not None:
             server.stop()
@@ -100,9 +104,11 @@ def _serve(
     logger.info(
         "engine ready", extra={"engine": handles.index, "num_blocks": facts.num_gpu_blocks, "vllm": facts.vllm_version}
     )
-    while not should_stop():
-        bridge.turn()  # when vLLM ends its connection does, which is looked at there
-    cell.state = State.DRAINING
+    try:
+        while not should_stop():
+            bridge.turn()  # when vLLM ends its connection does, which is looked at there
+    finally:
+        cell.state = State.DRAINING  # also when vLLM is gone: nobody is served while the rest of it ends
     socket.close()
     logger.info("engine stopped", extra={"engine": handles.index, "num_unfinished": len(bridge.stream_ids)})
 

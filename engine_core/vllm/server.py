@@ -11,7 +11,7 @@ from engine_core.vllm.link import EngineGone
 
 logger = logging.getLogger(__name__)
 
-STOP_S = 20.0  # vLLM frees its devices in this time or is killed
+STOP_S = 20.0  # vLLM frees its devices in this time or is killed; ops.supervisor gives this process more
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -47,11 +47,12 @@ class HeadlessServer:
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             logger.warning("vLLM does not stop and is killed")
-        self._kill_group()
-        self._process.wait()
+        self.kill()
 
-    def _kill_group(self) -> None:
+    def kill(self) -> None:
+        """At once, with its children: those of one that has ended too."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+        self._process.wait()

@@ -20,6 +20,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from loadtests.peers.server import free_port
+from loadtests.processes import descendants, title
+from ops.roles import ROOT
 from tests.integration.fleet import Fleet, environment
 
 IDS = list(range(1000, 9000))
@@ -224,6 +226,44 @@ def listening_ports(pid: int) -> list[int]:
     own = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
     lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
     return [int(line[1].split(":")[1], 16) for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own]
+
+
+def stubborn_vllm(tmp_path: Path) -> Path:
+    """What passes for the interpreter of a vLLM: a mock engine core under a parent that hears no SIGTERM and outlives it."""
+    (tmp_path / "ids.json").write_text(json.dumps(IDS))
+    python = tmp_path / "python"
+    python.write_text(
+        f"""#!/bin/sh
+        trap '' TERM
+        echo "$@" >> {tmp_path}/told
+        while [ "$1" != --data-parallel-rpc-port ]; do shift; done
+        PYTHONPATH={ROOT} {sys.executable} -m loadtests.peers.vllm_mock_engine --token-ids {tmp_path}/ids.json \
+            --handshake tcp://127.0.0.1:$2 &
+        echo $! >> {tmp_path}/cores
+        while :; do sleep 1000; done
+        """
+    )
+    python.chmod(0o755)
+    return python
+
+
+def test_a_vllm_that_does_not_stop_is_killed_when_its_core_died_and_when_the_fleet_stops(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    python = stubborn_vllm(tmp_path)
+    fleet = Fleet(
+        tmp_path / "fleet.log", str(model_folder), "--workers", "1", "--engine", "vllm", "--vllm-python", str(python),
+    )  # fmt: skip
+    with fleet:
+        assert complete(fleet).status_code == 200
+        first = [pid for pid in descendants(fleet.process.pid) if str(python) in title(pid)]
+        os.kill(int((tmp_path / "cores").read_text()), signal.SIGKILL)
+        again_s = fleet.wait_until(lambda: fleet.log.count("engine ready") == 2, 30)
+        assert complete(fleet).status_code == 200
+
+        assert again_s < 10 and len(first) == 1
+        assert first[0] not in descendants(fleet.process.pid)
+    # which has asserted that nothing is left
 
 
 def test_an_unknown_version_stops_the_start_with_a_reason(tmp_path: Path, model_folder: Path) -> None:
