@@ -241,7 +241,9 @@ class OpsSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     engine_step_timeout_s: Annotated[
         float, Meta(gt=0, description="an engine busy with one step for longer is aborted and replaced")
     ] = 120.0
-    engine_start_timeout_s: Annotated[float, Meta(gt=0, description="an engine not ready by then is replaced")] = 900.0
+    engine_start_timeout_s: Annotated[
+        float, Meta(gt=0, description="an engine not ready by then is replaced; a vLLM started elsewhere is waited for")
+    ] = 900.0
     drain_timeout_s: Annotated[float, Meta(ge=0, description="after SIGTERM running streams may take this long")] = (
         120.0
     )

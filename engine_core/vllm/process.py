@@ -7,6 +7,7 @@ what can go on. Exit code 3, as of engine_core.process: it cannot boot as config
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -65,7 +66,9 @@ def _serve(
     server: HeadlessServer | None,
     should_stop: Callable[[], bool],
 ) -> None:
-    """`server`: the one whose engine core is waited for, if it is ours."""
+    """`server`: the one whose engine core is waited for, if it is ours; one started elsewhere is waited for without end."""
+    start_timeout_s = settings.ops.engine_start_timeout_s
+    deadline_s = time.monotonic() + start_timeout_s
 
     def on_wait() -> None:
         cell.beat()
@@ -73,6 +76,8 @@ def _serve(
             raise SystemExit(0)  # nothing has been promised to anybody yet
         if server is not None:
             server.check()
+            if time.monotonic() > deadline_s:
+                raise EngineGone(f"vLLM is not ready after {start_timeout_s:g} s, --engine-start-timeout-s")
 
     logger.info("waiting for vLLM", extra={"engine": handles.index, "handshake": link.handshake_endpoint})
     facts = link.shake_hands(on_wait)

@@ -266,6 +266,23 @@ def test_a_vllm_that_does_not_stop_is_killed_when_its_core_died_and_when_the_fle
     # which has asserted that nothing is left
 
 
+def test_a_vllm_that_is_not_ready_in_time_is_started_again(tmp_path: Path, model_folder: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho started >> {tmp_path}/told\nexec sleep 1000\n")
+    python.chmod(0o755)
+    fleet = Fleet(
+        tmp_path / "fleet.log", str(model_folder), "--workers", "1", "--engine", "vllm", "--vllm-python", str(python),
+        "--engine-start-timeout-s", "4",
+    )  # fmt: skip
+    with fleet.started():
+        fleet.wait_until(
+            lambda: (tmp_path / "told").exists() and (tmp_path / "told").read_text().count("started") == 2, 40
+        )
+
+        assert "vLLM is not ready after 4 s, --engine-start-timeout-s" in fleet.log
+        assert "process is stuck" not in fleet.log
+
+
 def test_an_unknown_version_stops_the_start_with_a_reason(tmp_path: Path, model_folder: Path) -> None:
     port = free_port()
     fleet = fleet_at(port, tmp_path, model_folder)
