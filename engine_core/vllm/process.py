@@ -138,7 +138,7 @@ def _started(settings: Settings, model: ModelFolder, link: EngineLink) -> Headle
     flags = (
         "--max-model-len", str(model.max_model_len), "--max-num-seqs", str(engine.max_num_seqs),
         "--seed", str(engine.seed), "--gpu-memory-utilization", str(engine.gpu_memory_utilization),
-        "--dtype", settings.model.dtype,
+        "--dtype", settings.model.dtype, "--scheduling-policy", "priority",
         *(() if engine.enable_prefix_caching else ("--no-enable-prefix-caching",)),
         *(("--enable-lora",) if engine.lora_modules else ()),
         *_profiler_flags(engine.torch_profiler_dir),
@@ -173,4 +173,20 @@ def _wire(settings: EngineSettings, model: ModelFolder, facts: Facts) -> Wire:
             f"vLLM's KV blocks have {facts.block_size} tokens, --block-size is {settings.block_size}: lower it to "
             f"{facts.block_size}"
         )
+    warn_of_other_max_num_seqs(settings.max_num_seqs, facts.max_num_seqs)
     return Wire(layout)
+
+
+def warn_of_other_max_num_seqs(promised: int, vllms: int | None) -> None:
+    """The broker reckons with the fleet's; a vLLM started elsewhere, or with a flag of its own, may run more or fewer."""
+    if vllms is None or vllms == promised:
+        return
+    effect = (
+        "requests that count as running wait in vLLM: waiting times are told too short, the queue is longer than its bound"
+        if vllms < promised
+        else "requests that run in vLLM count as waiting: waiting times are told too long, some are refused too early"
+    )
+    logger.warning(
+        "vLLM has another --max-num-seqs than the fleet: give both the same",
+        extra={"vllm": vllms, "fleet": promised, "effect": effect},
+    )

@@ -253,6 +253,7 @@ def test_a_vllm_that_does_not_stop_is_killed_when_its_core_died_and_when_the_fle
     python = stubborn_vllm(tmp_path)
     fleet = Fleet(
         tmp_path / "fleet.log", str(model_folder), "--workers", "1", "--engine", "vllm", "--vllm-python", str(python),
+        "--", "--scheduling-policy", "fcfs",
     )  # fmt: skip
     with fleet:
         assert complete(fleet).status_code == 200
@@ -263,6 +264,8 @@ def test_a_vllm_that_does_not_stop_is_killed_when_its_core_died_and_when_the_fle
 
         assert again_s < 10 and len(first) == 1
         assert first[0] not in descendants(fleet.process.pid)
+        told = (tmp_path / "told").read_text().splitlines()
+        assert [line.split("--scheduling-policy ")[1:] for line in told] == [["priority ", "fcfs"]] * 2
     # which has asserted that nothing is left
 
 
