@@ -175,7 +175,7 @@ class EngineSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     vllm_python: Annotated[
         str | None,
-        Meta(description="engine vllm: interpreter that has vLLM; each engine is a `vllm serve --headless` of it"),
+        Meta(description="engine vllm: interpreter that has vLLM; the one engine is a `vllm serve --headless` of it"),
     ] = None
     vllm_args: Annotated[
         tuple[str, ...],
