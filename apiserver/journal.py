@@ -18,7 +18,7 @@ from apiserver.token_log import TokenLog
 from ipc.messages import Envelope, Generate, Kind, Resume, StreamId
 from ipc.record import NO_STOP_TOKEN, Finish, FinishCode
 
-MAX_FRUITLESS = 2  # engines in a row that died under a request and had given it nothing: it may be what kills them
+MAX_FRUITLESS = 3  # engines in a row that died under a request and had given it nothing: it may be what kills them
 
 
 @dataclass(slots=True)

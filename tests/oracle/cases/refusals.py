@@ -26,6 +26,7 @@ CASES: list[Case] = [
     completion("refusals/prompt-of-a-negative-id", prompt=[-1]),
     completion("refusals/prompt-too-long", prompt="word " * 3000),
     completion("refusals/prompt-and-output-too-long", prompt=FRANCE, max_tokens=5000),
+    completion("refusals/output-longer-than-the-room-is-none", prompt="word " * 2030, max_tokens=100),
     chat("refusals/chat-too-long", messages=[{"role": "user", "content": "word " * 3000}]),
     chat("refusals/chat-output-too-long", max_tokens=5000),
     completion("refusals/max-tokens-0", max_tokens=0),
