@@ -5,7 +5,7 @@ Sampled by its watch and from outside, so that a process that is stuck cannot hi
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -24,7 +24,9 @@ INSTRUMENTS = (
     Instrument("gauge", "tokenfleet:processes", "Processes that should run, by role."),
     Instrument("gauge", "tokenfleet:processes_ready", "Processes that are ready and beat, by role."),
     Instrument("gauge", "tokenfleet:ring_occupancy", "Fullest token ring of a worker, 0 to 1."),
+    Instrument("gauge", "tokenfleet:has_been_ready", "1 once the fleet could serve, also when it cannot any more."),
     Instrument("gauge", "tokenfleet:draining_seconds", "Time since the fleet was told to stop, 0 until then."),
+    Instrument("gauge", "tokenfleet:drain_limit_seconds", "What a drain may take: pre_stop_s and drain_timeout_s."),
     Instrument("counter", "tokenfleet:process_cpu_seconds", "Processor time of one process and its predecessors."),
     Instrument("gauge", "tokenfleet:process_resident_memory_bytes", "Resident memory of one process, shared included."),
     Instrument("counter", "process_cpu_seconds", "Processor time of the whole fleet."),
@@ -104,12 +106,15 @@ class FleetMetrics:
         *,
         num_workers: int,
         heartbeat_timeout_s: float,
+        drain_limit_s: Callable[[], float],
         adapters: Sequence[str] = (),
     ) -> None:
-        """`rings[engine][slot]` are the token rings, to be read only; there is one slot more than workers. `adapters` are in
-        every engine from its start on: pickers find them as running ones."""
+        """`rings[engine][slot]` are the token rings, to be read only; there is one slot more than workers. `drain_limit_s`
+        is asked each time: a reload may change it. `adapters` are in every engine from its start on: pickers find them as
+        running ones."""
         writer = MetricsWriter(view, INSTRUMENTS)
         self._page, self._rings = page, rings
+        self._heartbeat_timeout_s, self._drain_limit_s = heartbeat_timeout_s, drain_limit_s
         roles = {"broker": [page.broker], "engine": page.engines, "worker": page.workers}
         self._roles = [
             RoleMetrics(writer, role, cells, num_workers if role == "worker" else len(cells), heartbeat_timeout_s)
@@ -118,7 +123,9 @@ class FleetMetrics:
         self._occupancy = [
             writer.gauge("tokenfleet:ring_occupancy", worker=str(worker)) for worker in range(len(page.workers))
         ]
+        self._has_been_ready = writer.gauge("tokenfleet:has_been_ready")
         self._draining = writer.gauge("tokenfleet:draining_seconds")
+        self._drain_limit = writer.gauge("tokenfleet:drain_limit_seconds")
         self._resident = writer.gauge("process_resident_memory_bytes")
         self._lora_info = writer.gauge(
             "vllm:lora_requests_info",
@@ -131,7 +138,7 @@ class FleetMetrics:
         self._next_processes_s = 0.0
 
     def publish(self) -> None:
-        """Twice a second."""
+        """With every beat of the supervisor's watch: once a second, or oftener where silence is borne for less than four."""
         now_s = time.monotonic()
         for role in self._roles:
             role.publish()
@@ -139,6 +146,9 @@ class FleetMetrics:
             is_vacant = self._page.workers[worker].is_vacant  # what lies in such a ring is for nobody any more
             gauge.set(0.0 if is_vacant else max(used_share(rings[worker]) for rings in self._rings))
         self._lora_info.set(time.time())
+        if not self._page.faults(self._heartbeat_timeout_s):
+            self._has_been_ready.set(1)
+        self._drain_limit.set(self._drain_limit_s())
         if self._page.is_draining:
             self._drain_began_s = self._drain_began_s or now_s
             self._draining.set(now_s - self._drain_began_s)

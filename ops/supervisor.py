@@ -85,6 +85,7 @@ class Supervisor:
             resources.ring_views,
             num_workers=resources.num_workers,
             heartbeat_timeout_s=settings.ops.heartbeat_timeout_s,
+            drain_limit_s=lambda: self._settings.ops.pre_stop_s + self._settings.ops.drain_timeout_s,
             adapters=tuple(lora_paths(settings.engine.lora_modules)),
         )
         self._should_stop = asyncio.Event()

@@ -35,7 +35,9 @@ class Pages:
         views = [segment.view for segment in self.segments]
         page = FleetPage(FleetPage.create_segment(num_workers, num_engines).view)
         rings = [[_ring() for _ in range(num_workers)] for _ in range(num_engines)]
-        self.fleet = FleetMetrics(views[0], page, rings, num_workers=num_workers, heartbeat_timeout_s=10.0)
+        self.fleet = FleetMetrics(
+            views[0], page, rings, num_workers=num_workers, heartbeat_timeout_s=10.0, drain_limit_s=lambda: 120.0
+        )
         self.broker = BrokerMetrics(views[1], "bench")
         self.engines = [
             EngineMetrics(

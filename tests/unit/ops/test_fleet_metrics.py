@@ -27,6 +27,8 @@ class Rig:
         self.rings = [memoryview(bytearray(ring_segment_bytes(RING_BYTES))) for _ in range(2)]
         for ring in self.rings:
             format_ring(ring, RING_BYTES)
+        self.page.broker.num_peers = 1
+        self.drain_limit_s = 135.0
         self._segment = create_metrics_segment("supervisor")
         self.metrics = FleetMetrics(
             self._segment.view,
@@ -34,6 +36,7 @@ class Rig:
             [self.rings],
             num_workers=2,
             heartbeat_timeout_s=1.0,
+            drain_limit_s=lambda: self.drain_limit_s,
             adapters=["law", "poems"],
         )
 
@@ -104,6 +107,23 @@ def test_a_drain_has_an_age(rig: Rig) -> None:
     rig.samples()
 
     assert before == 0 < rig.samples()["tokenfleet:draining_seconds[]"]
+
+
+def test_the_limit_of_a_drain_is_the_one_of_the_settings_that_hold_now(rig: Rig) -> None:
+    before = rig.samples()["tokenfleet:drain_limit_seconds[]"]
+    rig.drain_limit_s = 600.0
+
+    assert (before, rig.samples()["tokenfleet:drain_limit_seconds[]"]) == (135, 600)
+
+
+def test_a_fleet_that_could_serve_once_has_been_ready_for_ever(rig: Rig) -> None:
+    rig.page.engines[0].state = State.STARTING
+    while_loading = rig.samples()["tokenfleet:has_been_ready[]"]
+    rig.page.engines[0].state = State.READY
+    when_ready = rig.samples()["tokenfleet:has_been_ready[]"]
+    rig.page.engines[0].mark_dead()
+
+    assert (while_loading, when_ready, rig.samples()["tokenfleet:has_been_ready[]"]) == (0, 1, 1)
 
 
 def test_adapters_are_what_a_picker_looks_for(rig: Rig) -> None:
