@@ -14,10 +14,11 @@ from ops.monitoring.objectives import ITL, TTFT, Objective
 SERVICE = "job, namespace"  # what clients see: all fleets of a job
 FLEET = "job, namespace, pod, instance"  # one of them; outside a cluster there is neither namespace nor pod
 OF_TEST = {"job": "tokenfleet", "namespace": "chat", "pod": "chat-0", "instance": "a:8001"}
+LOADING, DRAINING = {"pod": "chat-1", "instance": "b:8001"}, {"pod": "chat-2", "instance": "c:8001"}
 
 
 class Series(Struct, frozen=True):
-    """`values` in promtool's notation, one sample a minute."""
+    """`values` in promtool's notation, one sample each `interval` of the alert's."""
 
     name: str
     values: str
@@ -40,6 +41,7 @@ class Alert(Struct, frozen=True, kw_only=True):
     fires: tuple[Series, ...]  # firing after `at`
     quiet: tuple[Series, ...]
     at: str = "30m"
+    interval: str = "1m"  # of the samples
     labels: dict[str, str] = {}  # further ones that the firing alert has
     keeps: str = FLEET  # labels of the series that the alert has
 
@@ -69,7 +71,7 @@ class Alert(Struct, frozen=True, kw_only=True):
         }
         for series, expected in ((self.fires, [firing]), (self.quiet, [])):
             yield {
-                "interval": "1m",
+                "interval": self.interval,
                 "input_series": [{"series": one.text, "values": one.values} for one in series],
                 "alert_rule_test": [{"eval_time": self.at, "alertname": self.name, "exp_alerts": expected}],
             }
@@ -123,24 +125,28 @@ ALERTS = (
     ),
     Alert(
         name="TokenfleetEngineStalled",
-        expr=f"sum by ({FLEET}, engine) (tokenfleet:engine_requests_running) > 0 "
-        f"and sum by ({FLEET}, engine) (rate(tokenfleet:engine_step_seconds_count[2m])) == 0",
-        for_="1m",
+        expr=f"sum by ({FLEET}, engine) (min_over_time(tokenfleet:engine_requests_running[1m])) > 0 "
+        f"and sum by ({FLEET}, engine) (rate(tokenfleet:engine_step_seconds_count[1m])) == 0",
+        for_="0m",
         severity="page",
         summary="An engine has requests and makes no steps",
-        description="Its batch is not empty and it has finished no step for two minutes. The watchdog replaces it after "
-        "engine_step_timeout_s.",
+        description="For a minute its batch was never empty, and it has finished no step. The watchdog replaces it after "
+        "engine_step_timeout_s, two minutes by default: the alert then ends by itself.",
         runbook="engine-stalled",
-        fires=(
-            Series("tokenfleet:engine_requests_running", "4x60", {"engine": "1"}),
-            Series("tokenfleet:engine_step_seconds_count", "1000x60", {"engine": "1"}),
+        fires=(  # from 1m on it hangs; at 3m the watchdog kills it
+            Series("tokenfleet:engine_requests_running", "4x11 0x30", {"engine": "1"}),
+            Series("tokenfleet:engine_step_seconds_count", "0+100x4 400x37", {"engine": "1"}),
         ),
-        quiet=(
-            Series("tokenfleet:engine_requests_running", "4x60", {"engine": "1"}),
-            Series("tokenfleet:engine_step_seconds_count", "0+10x60", {"engine": "1"}),
-            Series("tokenfleet:engine_requests_running", "0x60", {"engine": "0"}),
-            Series("tokenfleet:engine_step_seconds_count", "1000x60", {"engine": "0"}),
+        quiet=(  # one works, one has nothing to do, one has just got something to do
+            Series("tokenfleet:engine_requests_running", "4x40", {"engine": "0"}),
+            Series("tokenfleet:engine_step_seconds_count", "0+10x40", {"engine": "0"}),
+            Series("tokenfleet:engine_requests_running", "0x40", {"engine": "1"}),
+            Series("tokenfleet:engine_step_seconds_count", "1000x40", {"engine": "1"}),
+            Series("tokenfleet:engine_requests_running", "0x8 1x31", {"engine": "2"}),
+            Series("tokenfleet:engine_step_seconds_count", "1000x40", {"engine": "2"}),
         ),
+        at="2m15s",
+        interval="15s",
         labels={"engine": "1"},
     ),
     Alert(
@@ -157,14 +163,30 @@ ALERTS = (
     ),
     Alert(
         name="TokenfleetRoleNotReady",
-        expr=f"sum by ({FLEET}, role) (tokenfleet:processes_ready) == 0",
+        expr=f"sum by ({FLEET}, role) (tokenfleet:processes_ready) == 0 "
+        f"and on ({FLEET}) max by ({FLEET}) (tokenfleet:has_been_ready) > 0 "
+        f"unless on ({FLEET}) max by ({FLEET}) (tokenfleet:draining_seconds) > 0",
         for_="2m",
         severity="page",
         summary="No process of a role is ready",
-        description="The fleet cannot serve without it: /readyz has been false for two minutes.",
+        description="The fleet cannot serve without it: it was ready once, and /readyz has been false for two minutes.",
         runbook="role-not-ready",
-        fires=(Series("tokenfleet:processes_ready", "0x60", {"role": "engine"}),),
-        quiet=(Series("tokenfleet:processes_ready", "0x1 1x60", {"role": "engine"}),),
+        fires=(
+            Series("tokenfleet:processes_ready", "1x10 0x60", {"role": "engine"}),
+            Series("tokenfleet:has_been_ready", "1x60"),
+            Series("tokenfleet:draining_seconds", "0x60"),
+        ),
+        quiet=(
+            Series("tokenfleet:processes_ready", "0x1 1x60", {"role": "engine"}),
+            Series("tokenfleet:has_been_ready", "1x60"),
+            Series("tokenfleet:draining_seconds", "0x60"),
+            Series("tokenfleet:processes_ready", "0x60", {"role": "engine", **LOADING}),
+            Series("tokenfleet:has_been_ready", "0x60", LOADING),
+            Series("tokenfleet:draining_seconds", "0x60", LOADING),
+            Series("tokenfleet:processes_ready", "2x25 0x40", {"role": "worker", **DRAINING}),
+            Series("tokenfleet:has_been_ready", "1x60", DRAINING),
+            Series("tokenfleet:draining_seconds", "0x25 0+60x40", DRAINING),
+        ),
         labels={"role": "engine"},
     ),
     Alert(
@@ -260,13 +282,19 @@ ALERTS = (
     ),
     Alert(
         name="TokenfleetDrainStuck",
-        expr=f"max by ({FLEET}) (tokenfleet:draining_seconds) > 300",
+        expr=f"max by ({FLEET}) (tokenfleet:draining_seconds) > max by ({FLEET}) (tokenfleet:drain_limit_seconds)",
         for_="0m",
         severity="ticket",
         summary="A fleet that was told to stop has not",
-        description="It has been draining for five minutes; drain_timeout_s is two by default. Kubernetes will kill it.",
+        description="It has been draining for longer than its pre_stop_s and drain_timeout_s allow. Kubernetes will kill it.",
         runbook="drain-stuck",
-        fires=(Series("tokenfleet:draining_seconds", "0+60x60"),),
-        quiet=(Series("tokenfleet:draining_seconds", "0x28 60 120"),),
+        fires=(
+            Series("tokenfleet:draining_seconds", "0x25 0+60x60"),
+            Series("tokenfleet:drain_limit_seconds", "135x60"),
+        ),
+        quiet=(
+            Series("tokenfleet:draining_seconds", "0x20 0+60x60"),
+            Series("tokenfleet:drain_limit_seconds", "615x60"),
+        ),
     ),
 )
