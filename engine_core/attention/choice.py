@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 Name = Literal["fa4", "fa2", "triton", "reference"]
 PACKAGES = {"fa4": ("flash_attn.cute", "cutlass"), "fa2": ("flash_attn_2_cuda",)}  # modules that must be there
+EXTRAS = {"fa4": "gpu", "fa2": "gpu-fa2"}  # of pyproject.toml
 FA2_PAGE = 256
 BLOCK_SIZES: dict[Name, int] = {"fa4": 128, "fa2": FA2_PAGE, "triton": 64, "reference": 16}
 
@@ -51,7 +52,7 @@ def _fastest(head_dim: int, block_size: int, capability: tuple[int, int]) -> Nam
 def _named(asked: str) -> Name:
     if not has_packages(asked):
         raise CannotBoot(
-            f"--attention-backend {asked}: {' and '.join(PACKAGES[asked])} must be installed (pip install '.[gpu]')"
+            f"--attention-backend {asked}: {' and '.join(PACKAGES[asked])} must be installed (pip install '.[{EXTRAS[asked]}]')"
         )
     names: dict[str, Name] = {"fa4": "fa4", "fa2": "fa2", "triton": "triton", "reference": "reference"}
     return names[asked]

@@ -1,11 +1,16 @@
 """Which attention backend is taken, and what is said when it cannot be."""
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from engine_core.attention import choice
 from engine_core.attention.choice import choose, default_block_size
 from engine_core.errors import CannotBoot
 
+PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 HOPPER, AMPERE, TURING = (9, 0), (8, 0), (7, 5)
 
 
@@ -36,6 +41,19 @@ def test_a_backend_that_is_not_installed_is_named(installed: tuple[str, ...]) ->
         if name not in installed:
             with pytest.raises(CannotBoot, match=f"--attention-backend {name}.*flash_attn"):
                 choose(name, head_dim=128, block_size=256, capability=HOPPER)
+
+
+def test_the_extra_that_is_advised_has_the_package_and_needs_no_compiler_on_hopper(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """flash-attn 2 has no wheels: one who only wants flash-attn-4 must not be made to build it."""
+    monkeypatch.setattr(choice, "is_installed", lambda _module: False)
+    extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+
+    for name, extra, package in (("fa4", "gpu", "flash-attn-4"), ("fa2", "gpu-fa2", "flash-attn")):
+        with pytest.raises(CannotBoot, match=re.escape(f"(pip install '.[{extra}]')")):
+            choose(name, head_dim=128, block_size=256, capability=HOPPER)
+        assert [requirement.split("==")[0] for requirement in extras[extra]] == [package]
 
 
 def test_a_block_that_is_no_page_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
