@@ -1,6 +1,7 @@
 """What the chart's objects say, rendered by the real helm."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from config.checks import faults_of
 from config.load import load
 from ops.monitoring.alerts import ALERTS
 from tests.chart.rendering import (
+    CHART,
     MONITORING_API,
+    REPOSITORY,
     Object,
     RenderError,
     container,
@@ -213,7 +217,7 @@ def test_alerts_lead_to_the_runbooks_and_miss_the_fleets_of_their_own_release() 
     for alert in ALERTS:
         page = f"https://wiki.example.com/tokenfleet/{alert.runbook}.md"
         assert rules[alert.name]["annotations"]["runbook_url"] == page
-    own = "namespace='ns',pod=~'chat-tokenfleet-.*'"
+    own = "namespace='ns',pod=~'chat-tokenfleet-[a-z0-9]{1,10}-?[a-z0-9]{5}'"
     assert rules["TokenfleetScrapeMissing"]["expr"] == f"absent(tokenfleet:processes{{{own}}})"
 
 
@@ -229,11 +233,50 @@ def test_an_autoscaled_deployment_does_not_fight_for_its_replicas() -> None:
     scaler = of_kind(objects, "ScaledObject")["spec"]
     assert "replicas" not in of_kind(objects, "Deployment")["spec"]
     query = scaler["triggers"][0]["metadata"]["query"]
-    pods = 'namespace="ns",pod=~"chat-tokenfleet-.*"'
+    pods = 'namespace="ns",pod=~"chat-tokenfleet-[a-z0-9]{1,10}-?[a-z0-9]{5}"'
     assert query == f"sum(vllm:num_requests_running{{{pods}}} + vllm:num_requests_waiting{{{pods}}})"
     behavior = scaler["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     assert behavior["stabilizationWindowSeconds"] == 300
     assert behavior["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 120}]
+
+
+def _pods_scaled_by(values: Object) -> str:
+    keda = {"autoscaling": {"kind": "keda", "kedaPrometheusAddress": "http://prometheus:9090"}}
+    query = of_kind(render({**values, **keda}), "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
+    (names,) = set(re.findall('pod=~"([^"]+)"', query))
+    return names
+
+
+def test_a_fleet_is_scaled_by_its_own_pods_and_not_by_those_of_a_release_whose_name_goes_on() -> None:
+    names = _pods_scaled_by({"fullnameOverride": "chat"})
+    longest = "c" * 52
+
+    assert re.fullmatch(names, "chat-6d4cf56db6-x7k2p")
+    assert re.fullmatch(_pods_scaled_by({"fullnameOverride": longest}), f"{longest}-6d4cfx7k2p"), "cut by Kubernetes"
+    for other in ("chat-big-6d4cf56db6-x7k2p", "chat-2-5", "chat-2-5-1", "chat-0"):
+        assert not re.fullmatch(names, other)
+
+
+def test_groups_are_scaled_by_their_first_pods() -> None:
+    group = {
+        "fullnameOverride": "chat",
+        "model": {"source": "claim", "claim": "models"},
+        "gpu": {"count": 8},
+        "multiNode": {"enabled": True},
+    }
+
+    names = _pods_scaled_by(group)
+
+    assert re.fullmatch(names, "chat-12")
+    for other in ("chat-12-1", "chat-2-5", "chat-big-6d4cf56db6-x7k2p"):
+        assert not re.fullmatch(names, other)
+
+
+def test_several_gpus_are_for_as_many_engines_or_for_vllm() -> None:
+    for engine in ({"engines": 4}, {"engine": "vllm", "vllm_python": "/opt/vllm/bin/python"}):
+        objects = render({"gpu": {"count": 4}, "config": {"engine": engine}})
+
+        assert container(objects)["resources"]["limits"]["nvidia.com/gpu"] == 4
 
 
 def test_the_horizontal_autoscaler_goes_by_requests_in_flight() -> None:
@@ -292,8 +335,26 @@ def test_a_gpu_is_requested_limited_and_tolerated() -> None:
     }
 
 
+def test_a_fleet_on_a_gpu_has_the_image_that_computes_there() -> None:
+    """`DEVICE=gpu make image` adds to the chart's version what is looked for here."""
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+
+    assert container(render(file="values-h100.yaml"))["image"] == f"tokenfleet:{version}-gpu"
+    assert container(render(file="values-cpu.yaml"))["image"] == f"tokenfleet:{version}"
+    assert "IMAGE=$IMAGE-gpu" in (REPOSITORY / "image" / "build.sh").read_text()
+
+
+def test_the_image_keeps_its_compiled_kernels_where_the_chart_does() -> None:
+    """A root that is read-only has no other place for them."""
+    dockerfile = (REPOSITORY / "image" / "Dockerfile").read_text()
+
+    variables = environment(render(file="values-h100.yaml"))
+    for name in ("NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"):
+        assert f" {name}={variables[name]} " in dockerfile
+
+
 def test_a_gpu_may_be_any_extended_resource() -> None:
-    objects = render({"gpu": {"count": 2, "resourceName": "amd.com/gpu"}})
+    objects = render({"gpu": {"count": 2, "resourceName": "amd.com/gpu"}, "config": {"engine": {"engines": 2}}})
 
     assert container(objects)["resources"]["limits"]["amd.com/gpu"] == 2
     assert pod_spec(objects)["tolerations"][0]["key"] == "amd.com/gpu"

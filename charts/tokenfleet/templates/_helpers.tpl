@@ -58,6 +58,12 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 {{- end -}}
 
+{{/* Names of the pods that serve, and of no other release's, for Prometheus: a Deployment's end with the hash of their
+ReplicaSet and five letters (Kubernetes cuts a long name before these), the first ones of groups with the group's number. */}}
+{{- define "tokenfleet.podNames" -}}
+{{ include "tokenfleet.fullname" . }}-{{ ternary "[0-9]+" "[a-z0-9]{1,10}-?[a-z0-9]{5}" .Values.multiNode.enabled }}
+{{- end -}}
+
 {{/* "true" or "". The tri-state `setting` is auto, true or false; `api` is what auto looks for. */}}
 {{- define "tokenfleet.isOn" -}}
 {{- if eq (toString .setting) "auto" -}}
