@@ -52,9 +52,12 @@ def build_runner(
     progress: Callable[[int], None],
     beat: Callable[[], None],
     stages: StartStages,
+    *,
+    index: int = 0,
 ) -> "ModelRunner | CudaRunner":
-    """Load the model and allocate its K/V memory. `progress` gets permille, `beat` a call per layer. Raises CannotBoot."""
-    device = _device(settings.engine.device)
+    """Load the model and allocate its K/V memory. `progress` gets permille, `beat` a call per layer; `index` is the engine's
+    own. Raises CannotBoot."""
+    device = _device(settings.engine.device, index)
     if device.type == "cpu":
         torch.set_num_threads(settings.engine.engine_threads or _threads_per_engine(settings.engine.engines))
     dtype = _dtype(settings.model.dtype, model, device)
@@ -203,12 +206,15 @@ class ModelRunner:
         self._decoder.logits(hidden)
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, index: int) -> torch.device:
+    """Engines take the GPUs in turn. What names no device, streams and Triton's launches, goes to the same one from here on."""
     if name == "cuda" and not torch.cuda.is_available():
         raise CannotBoot("--device cuda, but torch sees no CUDA device here")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", index % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def _attention(device: torch.device) -> AttentionBackend:

@@ -54,7 +54,7 @@ def run(settings: Settings, model: ModelFolder, handles: EngineHandles) -> None:
     cell.beat()
     state = _build_state(settings, model)
     try:
-        runner = _build_runner(settings, model, state, _progress_into(cell, stop), cell.beat, stages)
+        runner = _build_runner(settings, model, state, handles.index, _progress_into(cell, stop), cell.beat, stages)
         check_pool(settings, model, runner)
         runner.warm_up()
         stages.done("warm_up")
@@ -150,6 +150,7 @@ def _build_runner(
     settings: Settings,
     model: ModelFolder,
     state: BatchState,
+    index: int,
     progress: Callable[[int], None],
     beat: Callable[[], None],
     stages: StartStages,
@@ -157,14 +158,14 @@ def _build_runner(
     if settings.engine.engine == "sim":
         return build_sim_runner(settings.engine, model, state)
     if settings.engine.device != "cpu":
-        early_context.open_beside()
+        early_context.open_beside(index)
     gc.disable()  # of the 150 000 objects that come none is garbage: looking for some is a tenth of the import
     from engine_core.model_runner import build_runner  # torch: the sim engine starts without its second and 200 MB
 
     gc.freeze()
     gc.enable()
     stages.done("torch")
-    return build_runner(settings, model, state, progress, beat, stages)
+    return build_runner(settings, model, state, progress, beat, stages, index=index)
 
 
 def build_drafter(settings: EngineSettings, state: BatchState) -> Drafter | None:

@@ -244,7 +244,7 @@ def _pods_scaled_by(values: Object) -> str:
     keda = {"autoscaling": {"kind": "keda", "kedaPrometheusAddress": "http://prometheus:9090"}}
     query = of_kind(render({**values, **keda}), "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"]
     (names,) = set(re.findall('pod=~"([^"]+)"', query))
-    return names
+    return str(names)
 
 
 def test_a_fleet_is_scaled_by_its_own_pods_and_not_by_those_of_a_release_whose_name_goes_on() -> None:

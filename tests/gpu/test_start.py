@@ -15,7 +15,7 @@ from engine_core.attention.choice import has_packages
 CONTEXT = """
 import ctypes, json
 from engine_core.early_context import open_beside
-open_beside().join()
+open_beside(0).join()
 import torch
 driver, flags, active = ctypes.CDLL("libcuda.so.1"), ctypes.c_uint(), ctypes.c_int()
 assert driver.cuDevicePrimaryCtxGetState(0, ctypes.byref(flags), ctypes.byref(active)) == 0

@@ -1,9 +1,8 @@
 """The CUDA context that is opened beside the imports. Whether torch takes it up: tests/gpu/test_start.py."""
 
 import ctypes
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,7 +20,7 @@ def driver_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_without_a_driver_nothing_is_begun(driver_file: Path) -> None:
     driver_file.unlink()
 
-    assert early_context.open_beside() is None
+    assert early_context.open_beside(0) is None
 
 
 def test_a_driver_without_its_library_is_left_to_torch(driver_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,37 +28,78 @@ def test_a_driver_without_its_library_is_left_to_torch(driver_file: Path, monkey
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    thread = early_context.open_beside()
+    thread = early_context.open_beside(0)
 
     assert thread is not None
     thread.join(10)
     assert not thread.is_alive()
 
 
+class Driver:
+    """Two GPUs. Notes what it is called with; `failing` is refused."""
+
+    def __init__(self, failing: str | None = None, num_devices: int = 2) -> None:
+        self._failing, self._num_devices = failing, num_devices
+        self.calls: list[str] = []
+        self.opened: int | None = None
+
+    def cuInit(self, _flags: int) -> int:
+        return self._done("cuInit")
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = self._num_devices
+        return self._done("cuDeviceGetCount")
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        device._obj.value = ordinal
+        return self._done("cuDeviceGet")
+
+    def cuDevicePrimaryCtxRetain(self, _context: Any, device: ctypes.c_int) -> int:
+        self.opened = device.value
+        return self._done("cuDevicePrimaryCtxRetain")
+
+    def _done(self, name: str) -> int:
+        self.calls.append(name)
+        return int(name == self._failing)
+
+
+def opened_beside(driver: Driver, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: driver)
+    thread = early_context.open_beside(index)
+    assert thread is not None
+    thread.join(10)
+
+
+STEPS = ["cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDevicePrimaryCtxRetain"]
+
+
 @pytest.mark.parametrize(
-    ("failing", "called"),
-    [
-        (None, ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"]),
-        ("cuInit", ["cuInit"]),
-        ("cuDeviceGet", ["cuInit", "cuDeviceGet"]),
-    ],
+    ("failing", "called"), [(None, STEPS), *((name, STEPS[: n + 1]) for n, name in enumerate(STEPS))]
 )
 def test_the_context_is_retained_once_there_is_a_device(
     failing: str | None, called: list[str], driver_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[str] = []
+    driver = Driver(failing)
 
-    def entry(name: str) -> Callable[..., int]:
-        def noted(*_arguments: object) -> int:
-            calls.append(name)
-            return int(name == failing)
+    opened_beside(driver, 0, monkeypatch)
 
-        return noted
+    assert driver.calls == called
 
-    names = ("cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain")
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(**{name: entry(name) for name in names}))
-    thread = early_context.open_beside()
 
-    assert thread is not None
-    thread.join(10)
-    assert calls == called
+def test_a_driver_without_devices_is_left_to_torch(driver_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(num_devices=0)
+
+    opened_beside(driver, 0, monkeypatch)
+
+    assert driver.calls == ["cuInit", "cuDeviceGetCount"]
+
+
+@pytest.mark.parametrize(("index", "device"), [(0, 0), (1, 1), (2, 0), (5, 1)])
+def test_engines_take_the_devices_in_turn(
+    index: int, device: int, driver_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver()
+
+    opened_beside(driver, index, monkeypatch)
+
+    assert driver.opened == device

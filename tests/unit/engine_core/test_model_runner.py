@@ -12,7 +12,7 @@ from config.model_folder import ModelFolder, SamplingDefaults
 from config.settings import EngineSettings, ModelSettings, Settings
 from engine_core.batch_state import BatchState
 from engine_core.errors import CannotBoot
-from engine_core.model_runner import ModelRunner, build_runner
+from engine_core.model_runner import ModelRunner, _device, build_runner
 from engine_core.plan import StepPlan
 from engine_core.start_stages import StartStages
 
@@ -145,3 +145,30 @@ def test_a_folder_without_weights_cannot_boot(tmp_path: Path) -> None:
 def test_cuda_where_there_is_none_cannot_boot() -> None:
     with pytest.raises(CannotBoot, match="--device cuda"):
         build(device="cuda")
+
+
+@pytest.mark.parametrize("name", ["cuda", "auto"])
+def test_engines_take_the_gpus_in_turn_and_name_theirs_to_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+
+    devices = [_device(name, index) for index in range(4)]
+
+    assert [str(device) for device in devices] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert current == devices
+
+
+@pytest.mark.parametrize(("name", "has_gpu"), [("cpu", True), ("cpu", False), ("auto", False)])
+def test_every_engine_on_a_cpu_is_on_the_same(name: str, has_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+
+    assert _device(name, 1) == torch.device("cpu")
+
+
+def test_a_gpu_that_is_asked_for_and_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(CannotBoot, match="no CUDA device"):
+        _device("cuda", 0)

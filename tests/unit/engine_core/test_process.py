@@ -13,10 +13,12 @@ import pytest
 
 from config.model_folder import ModelFolder, SamplingDefaults
 from config.settings import EngineSettings, Settings
+from engine_core import early_context, model_runner
 from engine_core.batch_state import BatchState
 from engine_core.errors import CannotBoot
-from engine_core.process import check_pool
+from engine_core.process import _build_runner, check_pool
 from engine_core.sim import SimRunner
+from engine_core.start_stages import StartStages
 from ipc.broker import Broker
 from ipc.doorbell import Doorbell
 from ipc.fleet_page import FleetPage, State
@@ -203,3 +205,16 @@ def test_a_pool_below_one_sequence_boots_only_when_the_operator_set_it(override:
     else:
         with pytest.raises(CannotBoot, match="holds 32 tokens, one sequence may have 64"):
             check_pool(settings, model, runner)
+
+
+def test_the_engine_s_index_says_which_gpu_is_opened_and_which_is_computed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(early_context, "open_beside", told.append)
+    monkeypatch.setattr(model_runner, "build_runner", lambda *_of_all, index: told.append(index))
+    state = BatchState(max_num_seqs=4, max_model_len=64, block_size=16)
+
+    _build_runner(Settings(), model_folder(tmp_path), state, 3, lambda _permille: None, lambda: None, StartStages())
+
+    assert told == [3, 3]
