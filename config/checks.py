@@ -15,6 +15,11 @@ from config.speculative import speculative_config
 
 _MAX_UDS_BYTES = 107  # sun_path, less its terminating zero
 _NO_PASSWORD = ""  # else OpenSSL asks for it on the terminal
+_OF_CORES_KERNELS = (
+    "attention_backend",
+    "disable_cascade_attn",
+)  # vLLM's backends have other names, and 0.33 no cascade
+_OF_A_VLLM_STARTED_HERE = ("max_num_batched_tokens", "kv_cache_memory_bytes", "num_gpu_blocks_override", "load_format")
 _MIN_RING_BYTES_PER_SEQ = 64  # a step's token and finish of every sequence fit one ring several times over
 
 
@@ -118,6 +123,12 @@ def _check_vllm(configuration: Configuration) -> Iterator[str]:
             f"--vllm-python starts one vLLM, not the {engine.engines} of --engines: start them yourself, each on its devices, "
             "and give --vllm-handshake"
         )
+    for name in _OF_CORES_KERNELS:
+        if configuration.is_set(name):
+            yield f"{_flag(name)} chooses among the kernels of --engine core: what vLLM is to take stands behind --"
+    for name in _OF_A_VLLM_STARTED_HERE:
+        if engine.vllm_python is None and configuration.is_set(name):
+            yield f"{_flag(name)} is for a vLLM that is started here, with --vllm-python: give it to yours, and drop it here"
     if engine.vllm_python is None and engine.vllm_args:
         yield "--vllm-args are for a vLLM that is started here, with --vllm-python"
     if any(argument.split("=")[0] == "--lora-modules" for argument in engine.vllm_args):
@@ -129,6 +140,10 @@ def _check_vllm(configuration: Configuration) -> Iterator[str]:
     address = urlsplit(engine.vllm_handshake or "tcp://localhost:1")
     if address.scheme != "tcp" or not address.hostname or not _has_port(address):
         yield f"--vllm-handshake {engine.vllm_handshake} is not tcp://HOST:PORT"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _has_port(address: SplitResult) -> bool:

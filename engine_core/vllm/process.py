@@ -17,7 +17,7 @@ import zmq
 
 from config.lora import lora_paths
 from config.model_folder import ModelFolder
-from config.settings import EngineSettings, Settings
+from config.settings import EngineSettings, ModelSettings, Settings
 from engine_core.attached import attached_metrics, attached_outbox
 from engine_core.errors import CannotBoot
 from engine_core.vllm.adapters import load_adapters
@@ -32,6 +32,8 @@ from ipc.segment import Segment
 from ipc.sockets import EngineSocket
 
 logger = logging.getLogger(__name__)
+
+PASSED_ON = ("max_num_batched_tokens", "kv_cache_memory_bytes", "num_gpu_blocks_override")
 
 
 def run(settings: Settings, model: ModelFolder, handles: EngineHandles, should_stop: Callable[[], bool]) -> None:
@@ -142,6 +144,7 @@ def _started(settings: Settings, model: ModelFolder, link: EngineLink) -> Headle
         *(() if engine.enable_prefix_caching else ("--no-enable-prefix-caching",)),
         *(("--enable-lora",) if engine.lora_modules else ()),
         *_profiler_flags(engine.torch_profiler_dir),
+        *flags_as_set(settings),
         *engine.vllm_args,
     )  # fmt: skip
     try:
@@ -154,6 +157,15 @@ def _profiler_flags(folder: str | None) -> tuple[str, ...]:
     if folder is None:
         return ()
     return "--profiler-config", msgspec.json.encode({"profiler": "torch", "torch_profiler_dir": folder}).decode()
+
+
+def flags_as_set(settings: Settings) -> tuple[str, ...]:
+    """vLLM's defaults of these are its own, so it gets what the operator has changed."""
+    pairs = (
+        *((name, getattr(settings.engine, name), getattr(EngineSettings(), name)) for name in PASSED_ON),
+        ("load_format", settings.model.load_format, ModelSettings().load_format),
+    )
+    return tuple(f"--{name.replace('_', '-')}={value}" for name, value, default in pairs if value != default)
 
 
 def _wire(settings: EngineSettings, model: ModelFolder, facts: Facts) -> Wire:

@@ -407,6 +407,14 @@ def test_every_rank_of_a_group_runs_the_same_vllm_and_the_first_pod_serves_in_fr
             assert found["securityContext"]["readOnlyRootFilesystem"] is True
 
 
+@pytest.mark.parametrize(("seed", "flag"), [({}, "--seed=0"), ({"seed": 12345678901}, "--seed=12345678901")])
+def test_the_vllm_of_a_group_has_the_servers_seed_and_its_priorities(seed: Object, flag: str) -> None:
+    first, other = group_of(render({"config": {"engine": seed}}, file="values-nodes.yaml"))
+
+    for spec in (first["initContainers"], other["containers"]):
+        assert {flag, "--scheduling-policy=priority"} <= set(spec[0]["args"])
+
+
 def test_the_server_accepts_its_configuration_in_front_of_a_group(tmp_path: Path) -> None:
     objects = render(file="values-nodes.yaml")
     path = tmp_path / "fleet.toml"

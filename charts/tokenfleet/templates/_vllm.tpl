@@ -25,6 +25,8 @@ from the LeaderWorkerSet (its API v1); the flags are those of `vllm serve`, 0.32
     - --dtype={{ . }}
     {{- end }}
     - --max-num-seqs={{ default 256 $engine.max_num_seqs | int }}
+    - --seed={{ default 0 $engine.seed | int64 }}
+    - --scheduling-policy=priority
     {{- with $engine.gpu_memory_utilization }}
     - --gpu-memory-utilization={{ . }}
     {{- end }}

@@ -1,5 +1,7 @@
 """Rules between settings: each broken one is a line, all of them at once."""
 
+from typing import Any
+
 import pytest
 
 from config.checks import faults_of, faults_with_model
@@ -46,6 +48,36 @@ def test_speculation_that_cannot_be_is_one_line(flags: dict[str, str], hint: str
     [line] = faults_of(load(flags, {}))
 
     assert hint in line
+
+
+VLLM_STARTED_HERE = {"engine": "vllm", "vllm_python": "python"}
+VLLM_STARTED_ELSEWHERE = {"engine": "vllm", "vllm_handshake": "tcp://127.0.0.1:29550"}
+PASSED_ON = {
+    "max_num_batched_tokens": "4096",
+    "kv_cache_memory_bytes": "1000000000",
+    "num_gpu_blocks_override": "512",
+    "load_format": "dummy",
+}
+
+
+@pytest.mark.parametrize("name", PASSED_ON)
+def test_what_is_passed_on_to_vllm_needs_one_that_is_started_here(name: str) -> None:
+    flag = {name: PASSED_ON[name]}
+
+    [line] = faults_of(load({**VLLM_STARTED_ELSEWHERE, **flag}, {}))
+
+    assert line.startswith(f"--{name.replace('_', '-')} is for a vLLM that is started here")
+    assert faults_of(load({**VLLM_STARTED_HERE, **flag}, {})) == []
+    assert faults_of(load(flag, {})) == []
+
+
+@pytest.mark.parametrize("flag", [{"attention_backend": "triton"}, {"disable_cascade_attn": True}], ids=str)
+def test_kernels_of_our_own_engine_are_not_vllms(flag: dict[str, Any]) -> None:
+    for vllm in (VLLM_STARTED_HERE, VLLM_STARTED_ELSEWHERE):
+        [line] = faults_of(load({**vllm, **flag}, {}))
+
+        assert line.endswith("what vLLM is to take stands behind --")
+    assert faults_of(load(flag, {})) == []
 
 
 def test_prompt_lookup_on_a_cpu_breaks_no_rule() -> None:
