@@ -2,20 +2,25 @@
 
 After it every role sees one kind of model. Runs in a process of its own (`ops`), without torch: numpy dequantizes
 tensor by tensor, so memory stays near the largest one. The folder is written beside its final place and renamed: a
-reader finds all of it or nothing, and of two converters the last one wins.
+reader finds all of it or nothing, and of two converters the last one wins. While it is written its converter holds a lock in
+it: what a killed one has left, as large as the model, is told by that and removed before the next conversion.
 
 GGUF: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. safetensors: https://huggingface.co/docs/safetensors.
 """
 
+import fcntl
 import json
+import logging
 import os
 import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from gguf import GGUFReader, ReaderTensor, dequantize
@@ -24,6 +29,12 @@ from numpy.typing import NDArray
 from config.model_folder import ModelFolderError
 from engine_core.gguf_tokenizer import build_tokenizer
 from engine_core.model_source import STAMP_FILE, ModelSource, stamp_of
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = "converting.lock"
+UNLOCKED_FOR_S = 10.0  # no longer, by far, is a folder before it has its lock
+LOCKLESS_FOR_S = 3600.0  # without a lock file at all: about to be renamed, or of a converter that knew none
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all."""
@@ -70,16 +81,53 @@ def convert(source: ModelSource, progress: Progress) -> None:
     reader = _open(source.gguf)
     metadata = Metadata(reader, source.gguf)
     source.path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{source.path.name}-", dir=source.path.parent))
+    _sweep(source.path)
+    folder = Path(tempfile.mkdtemp(prefix=_half_made_prefix(source.path), dir=source.path.parent))
     try:
-        stamp = stamp_of(source.gguf)
-        _write_descriptions(folder, metadata, has_lm_head=any(t.name == "output.weight" for t in reader.tensors))
-        _write_weights(folder / "model.safetensors", reader.tensors, metadata, progress)
-        _write_json(folder / STAMP_FILE, stamp)
-        _replace(folder, source.path)
+        with _locked(folder):
+            stamp = stamp_of(source.gguf)
+            has_lm_head = any(tensor.name == "output.weight" for tensor in reader.tensors)
+            _write_descriptions(folder, metadata, has_lm_head=has_lm_head)
+            _write_weights(folder / "model.safetensors", reader.tensors, metadata, progress)
+            _write_json(folder / STAMP_FILE, stamp)
+            (folder / LOCK_FILE).unlink()
+            _replace(folder, source.path)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _half_made_prefix(target: Path) -> str:
+    return f".{target.name}-"
+
+
+def _locked(folder: Path) -> IO[bytes]:
+    """Held until it is closed, or this process ends, however. Where the file system has no locks nothing will be removed."""
+    lock = (folder / LOCK_FILE).open("wb")
+    with suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed conversions into `target` have left."""
+    for folder in target.parent.iterdir():
+        if folder.name.startswith(_half_made_prefix(target)) and _is_abandoned(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            logger.info("what a killed conversion had left is removed", extra={"folder": str(folder)})
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Nobody holds its lock, and nobody has just made it. False also when it is not ours to look at, or gone."""
+    try:
+        rested_s = time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        if not (folder / LOCK_FILE).exists():
+            return rested_s > LOCKLESS_FOR_S
+        with (folder / LOCK_FILE).open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its converter lives
+    except OSError:
+        return False
+    return rested_s > UNLOCKED_FOR_S
 
 
 class Metadata:

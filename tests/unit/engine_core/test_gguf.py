@@ -1,6 +1,12 @@
 """GGUF to Hugging Face folder: exact weights and tokenizer, stamps, atomic replacement, faults."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +151,83 @@ def test_what_cannot_be_converted_is_named_and_leaves_nothing(
         converted(tmp_path, **options)
 
     assert not list(tmp_path.glob("cache/*"))
+
+
+CONVERTER = """
+import sys, time
+from pathlib import Path
+from config.settings import ModelSettings
+from engine_core.gguf_conversion import convert
+from engine_core.model_source import find_model
+
+def halt(done, total):
+    print("in the middle", flush=True)
+    time.sleep(600)
+
+convert(find_model(ModelSettings(model=sys.argv[1], cache_dir=sys.argv[2])), halt)
+"""
+
+
+@contextmanager
+def conversion_in_its_middle(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """By a process of its own. What it has written is an hour old."""
+    write_gguf(tmp_path / "m.gguf")
+    command = [sys.executable, "-c", CONVERTER, str(tmp_path / "m.gguf"), str(tmp_path / "cache")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "in the middle\n"
+            [folder] = (tmp_path / "cache").iterdir()
+            for path in (*folder.iterdir(), folder):
+                os.utime(path, (1e9, 1e9))
+            yield process
+        finally:
+            process.kill()
+
+
+def names_in(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir())
+
+
+def test_what_a_killed_conversion_has_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    with conversion_in_its_middle(tmp_path) as process:
+        process.kill()
+    assert len(names_in(tmp_path / "cache")) == 1
+
+    folder = converted(tmp_path)
+
+    assert names_in(tmp_path / "cache") == [folder.name]
+    assert "converting.lock" not in names_in(folder)
+
+
+def test_a_conversion_that_still_runs_keeps_its_folder_however_slow_it_is(tmp_path: Path) -> None:
+    with conversion_in_its_middle(tmp_path):
+        [half_made] = names_in(tmp_path / "cache")
+
+        folder = converted(tmp_path)
+
+        assert names_in(tmp_path / "cache") == sorted([half_made, folder.name])
+        assert (tmp_path / "cache" / half_made / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("has_lock", "rested_s", "is_kept"), [
+    (True, 5, True), (True, 60, False), (False, 60, True), (False, 7200, False),
+])  # fmt: skip
+def test_a_folder_that_has_just_been_made_is_kept(
+    tmp_path: Path, has_lock: bool, rested_s: float, is_kept: bool
+) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    target = source_of(tmp_path / "m.gguf", tmp_path / "cache").path
+    left = target.parent / f".{target.name}-left"
+    left.mkdir(parents=True)
+    if has_lock:
+        (left / "converting.lock").touch()
+    for path in (*left.iterdir(), left):
+        os.utime(path, (time.time() - rested_s,) * 2)
+
+    converted(tmp_path)
+
+    assert left.exists() == is_kept
 
 
 def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
