@@ -1,4 +1,4 @@
-"""How settings, model and descriptors reach a process that was exec'ed: MessagePack in a memfd, `--plan-fd N`.
+"""How settings, model and descriptors reach a process that was exec'ed: MessagePack in a memfd, whose number is an argument.
 
 Nothing of it stands in the command line or the environment, where other users of the host could read an API key.
 """
