@@ -40,8 +40,8 @@ make_base() {
 
 # What Triton does at its first launch, without a GPU: an extension module of Python, by the C compiler that is found.
 try_compiler() {
-    buildah run --isolation chroot "$container" -- sh -c 'echo "#include <Python.h>" | gcc -shared -fPIC -x c -o /tmp/module.so \
-        -I "$(python3 -c "import sysconfig; print(sysconfig.get_path(\"include\"))")" -' \
+    buildah run --isolation chroot "$container" -- sh -c 'echo "#include <Python.h>" | gcc -shared -fPIC \
+        -I "$(python3 -c "import sysconfig; print(sysconfig.get_path(\"include\"))")" -x c -o /tmp/module.so -' \
         || { echo "no extension can be compiled: Triton could not either" >&2; return 1; }
 }
 
