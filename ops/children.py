@@ -17,7 +17,7 @@ from ops import exit_codes
 
 logger = logging.getLogger(__name__)
 
-STEADY_AFTER_S = 10.0  # a process that lived this long did not crash at start
+STEADY_AFTER_S = 10.0  # a process that worked this long did not crash at start
 FIRST_BACKOFF_S = 0.5
 MAX_FAILED_STARTS = 5  # in a row: then it will not come back by itself
 KILL_AFTER_ABORT_S = 2.0  # time for the traceback that SIGABRT writes
@@ -60,6 +60,7 @@ class Child:
         self._on_death = on_death
         self._has_loaded = False
         self._is_stopping = False
+        self._works_since_s: float | None = None
         self._num_early_deaths = 0
         self._num_failed_starts = 0
         self._killed_on_purpose = False
@@ -68,21 +69,25 @@ class Child:
         """Until stopped, or until it has given up."""
         generation = first = 1 + (self.cell.generation if self.cell is not None else 0)
         while not self._is_stopping:
-            started_s = time.monotonic()
             exit = await self._run_once(generation, is_restart=generation > first)
             generation += 1
             if self._is_stopping:
                 return
-            lived_s = time.monotonic() - started_s
             self._num_failed_starts = 0 if self.has_started else self._num_failed_starts + 1
             if exit.code == exit_codes.CANNOT_BOOT or self._num_failed_starts == MAX_FAILED_STARTS:
                 self.has_given_up = True
                 return
-            await asyncio.sleep(self._backoff_s(lived_s))
+            worked_s = 0.0 if self._works_since_s is None else time.monotonic() - self._works_since_s
+            await asyncio.sleep(self._pause_s(worked_s))
 
     def mark_loaded(self) -> None:
         """A process without a cell has done its start."""
         self._has_loaded = True
+
+    def look(self) -> None:
+        """With every turn of the watch: from the first that finds it past its start, it works."""
+        if self._works_since_s is None and self.pid is not None and self.has_started:
+            self._works_since_s = time.monotonic()
 
     def send(self, number: int) -> None:
         """A signal, if there is a process."""
@@ -92,6 +97,8 @@ class Child:
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End it, and start no other."""
         self._is_stopping = True
+        if self.pid is None:
+            self._leave_vacant()
         self.send(number)
 
     async def abort(self, reason: str) -> None:
@@ -108,11 +115,17 @@ class Child:
 
     async def _run_once(self, generation: int, *, is_restart: bool) -> Exit:
         self._killed_on_purpose = self._has_loaded = False
+        self._works_since_s = None
         if self.cell is not None:
             self.cell.begin_generation(generation, is_restart=is_restart)
         self.is_spawning = True
-        self.pid = await self._spawn(generation)
-        self.is_spawning = False
+        try:
+            self.pid = await self._spawn(generation)
+        except OSError as error:  # no memory, no pid, no descriptor: as if it had died at its start
+            logger.error("process was not spawned", extra={"child": self.title, "reason": str(error)})
+            return Exit(exit_codes.FAILED, None)
+        finally:
+            self.is_spawning = False
         if self.cell is not None:
             self.cell.mark_alive(self.pid)
         if self._is_stopping:
@@ -121,10 +134,8 @@ class Child:
         self.pid = None
         if self.cell is not None:
             self.cell.mark_dead()
-            if self._is_stopping:
-                self.cell.state = (
-                    State.EMPTY
-                )  # nobody is missing here, also if it was killed before it could say that it leaves
+        if self._is_stopping:
+            self._leave_vacant()
         self._on_death()
         if self._metrics is not None:
             clear_gauges(self._metrics)
@@ -132,20 +143,30 @@ class Child:
             logger.error("process died", extra={"child": self.title, "generation": generation, **exit.fields})
         return exit
 
+    def _leave_vacant(self) -> None:
+        """Nobody is missing here, also if it was killed before it could say that it leaves."""
+        if self.cell is not None:
+            self.cell.state = State.EMPTY
+
     @property
     def has_started(self) -> bool:
         """Whether the process that runs, or ran last, has done its start."""
         return self._has_loaded if self.cell is None else self.cell.state > State.STARTING
 
-    def _backoff_s(self, lived_s: float) -> float:
-        """The first death is answered at once; deaths at or right after the start ever later."""
-        if lived_s >= STEADY_AFTER_S and self._num_failed_starts == 0:
+    def _pause_s(self, worked_s: float) -> float:
+        """Before the next start; deaths at or right after the start make it grow."""
+        if worked_s >= STEADY_AFTER_S:
             self._num_early_deaths = 0
             return 0.0
         self._num_early_deaths += 1
-        if self._num_early_deaths == 1:
-            return 0.0
-        return min(self._max_backoff_s, FIRST_BACKOFF_S * 2.0 ** (self._num_early_deaths - 2))
+        return backoff_s(self._num_early_deaths, self._max_backoff_s)
+
+
+def backoff_s(num_failures: int, max_s: float) -> float:
+    """The first failure in a row is answered at once, the others ever later."""
+    if num_failures == 1:
+        return 0.0
+    return min(max_s, FIRST_BACKOFF_S * 2.0 ** (num_failures - 2))
 
 
 def reap_strangers(own_pids: Collection[int]) -> None:

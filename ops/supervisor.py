@@ -263,6 +263,7 @@ class Supervisor:
             watched_s = now_s
             self._reap_strangers()
             for child in self._children:
+                child.look()
                 if child.cell is None:
                     continue
                 timeout_s = silence_timeout_s(self._settings.ops, child.cell.state, is_engine=child in self._engines)

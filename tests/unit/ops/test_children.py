@@ -1,9 +1,11 @@
 import asyncio
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,6 +117,83 @@ def test_a_process_that_never_becomes_ready_is_given_up(cell: Cell) -> None:
     assert child.has_given_up and len(pids) == MAX_FAILED_STARTS == cell.generation
 
 
+def test_a_spawn_that_the_kernel_refuses_is_tried_again_as_after_a_failed_start(cell: Cell) -> None:
+    pids: list[int] = []
+    die = spawner("raise SystemExit(3)", pids=pids)
+    refused: list[bool] = []
+
+    async def spawn(generation: int) -> int:
+        if generation < MAX_FAILED_STARTS:
+            refused.append(child.is_spawning)
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return await die(generation)
+
+    child = Child("engine 0", cell, spawn, max_backoff_s=0.01)
+    asyncio.run(asyncio.wait_for(child.keep(), 20))
+
+    assert refused == [True] * (MAX_FAILED_STARTS - 1) and len(pids) == 1
+    assert child.has_given_up and not child.is_spawning and not cell.is_alive
+
+
+def test_spawns_that_are_refused_again_and_again_are_given_up(cell: Cell) -> None:
+    async def spawn(_generation: int) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    child = Child("engine 0", cell, spawn, max_backoff_s=0.01)
+    asyncio.run(asyncio.wait_for(child.keep(), 20))
+
+    assert child.has_given_up and not child.is_spawning and cell.generation == MAX_FAILED_STARTS
+
+
+def test_who_gave_up_and_is_told_to_leave_leaves_a_vacant_place(cell: Cell) -> None:
+    child = Child("worker 0", cell, spawner("raise SystemExit(3)"), max_backoff_s=0.01)
+    asyncio.run(asyncio.wait_for(child.keep(), 20))
+    assert not cell.is_vacant
+
+    child.stop()
+
+    assert cell.is_vacant
+
+
+def test_a_long_start_is_no_work(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads for a minute and dies at its first step, again and again."""
+    clock = SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr("ops.children.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    child = Child("engine 0", cell, spawner("import signal; signal.pause()"), max_backoff_s=10.0)
+    pause_s, pauses = child._pause_s, list[float]()
+
+    def note_and_go_on(worked_s: float) -> float:
+        pauses.append(pause_s(worked_s))
+        return 0.0
+
+    monkeypatch.setattr(child, "_pause_s", note_and_go_on)
+
+    async def die(load_s: float, work_s: float) -> None:
+        deaths = len(pauses)
+        while child.pid is None or cell.state != State.STARTING:
+            await asyncio.sleep(0.01)
+        child.look()
+        clock.now_s += load_s
+        cell.state = State.READY
+        child.look()
+        clock.now_s += work_s
+        child.look()
+        child.send(signal.SIGKILL)
+        while len(pauses) == deaths:
+            await asyncio.sleep(0.01)
+
+    async def die_often() -> None:
+        keeper = asyncio.create_task(child.keep())
+        for work_s in (1.0, 1.0, 1.0, 11.0, 1.0):
+            await die(60.0, work_s)
+        child.stop()
+        await keeper
+
+    asyncio.run(asyncio.wait_for(die_often(), 20))
+
+    assert pauses == [0.0, 0.5, 1.0, 0.0, 0.0]
+
+
 def test_a_process_that_was_ready_is_replaced_for_ever_until_stopped(cell: Cell) -> None:
     pids: list[int] = []
     child = Child("engine 0", cell, spawner("raise SystemExit(1)", cell, pids), max_backoff_s=0.001)
@@ -196,6 +275,6 @@ def test_early_deaths_are_answered_at_once_then_ever_later(cell: Cell) -> None:
     child = Child("worker 0", cell, spawner(""), max_backoff_s=3.0)
     cell.begin_generation(1)
 
-    assert [child._backoff_s(1.0) for _ in range(6)] == [0.0, 0.5, 1.0, 2.0, 3.0, 3.0]
-    assert child._backoff_s(60.0) == 0.0
-    assert child._backoff_s(1.0) == 0.0
+    assert [child._pause_s(1.0) for _ in range(6)] == [0.0, 0.5, 1.0, 2.0, 3.0, 3.0]
+    assert child._pause_s(60.0) == 0.0
+    assert child._pause_s(1.0) == 0.0
