@@ -27,7 +27,7 @@ from engine_core.model_source import ModelSource
 from engine_core.start_stages import StartStages
 from ipc.exposition import Exposition
 from ipc.fleet_page import Cell, State
-from ops import exit_codes, ready_line, roles
+from ops import exit_codes, logs, ready_line, roles
 from ops.children import Child, reap_strangers, wait_for_exit
 from ops.fleet_metrics import FleetMetrics
 from ops.fleet_view import FleetView
@@ -36,12 +36,11 @@ from ops.plan import BrokerPlan, EnginePlan, PreparePlan, ZygotePlan
 from ops.process_control import adopt_orphans
 from ops.resources import Resources, fds_of
 from ops.worker_set import CannotReplace, WorkerSet
-from ops.zygote_link import ForkFailed, ZygoteLink, ZygoteLost, ZygoteSilent
+from ops.zygote_set import ZygoteSet
 
 logger = logging.getLogger(__name__)
 
 STOOD_STILL_S = 0.5  # a watch late by this was not the fleet's fault: a frozen container, a suspended machine
-REFORK_S = 0.1
 START_TIMEOUT_S = 30.0  # of worker and broker, which load nothing
 STOP_GRACE_S = 5.0  # engines and broker, after the workers
 VLLM_STOP_GRACE_S = 25.0  # an engine that ends a vLLM, which has engine_core.vllm.server.STOP_S for it
@@ -57,9 +56,7 @@ class Supervisor:
         self._read_configuration = reload
         self._model: ModelFolder  # known once it is prepared, before the first process that needs it
         page, backoff_s = resources.page, settings.ops.restart_backoff_max_s
-        self._link: ZygoteLink | None = None
-        self._has_link = asyncio.Event()
-        self._zygotes = [Child("zygote", None, self._start_zygote, backoff_s)]  # two while one takes over
+        self._zygotes = ZygoteSet(self._start_zygote, self._keep, settings)
         ring_broker = resources.broker_bell.ring  # else it would notice with its next beat
         _, broker_metrics, *metrics = resources.metrics_views
         engine_metrics, worker_metrics = metrics[: len(page.engines)], metrics[len(page.engines) :]
@@ -89,16 +86,17 @@ class Supervisor:
             adapters=tuple(lora_paths(settings.engine.lora_modules)),
         )
         self._should_stop = asyncio.Event()
-        self._has_failed = asyncio.Event()  # a process has given up
+        self._has_failed = asyncio.Event()  # something is gone that nothing stands in for
         self._keepers: set[asyncio.Task[None]] = set()
         self._has_started = asyncio.Event()
         self._should_reload = asyncio.Event()
+        self._is_reading = False  # the configuration, in a thread that may have a process of its own
         self._num_signals = 0
         self._stages = StartStages()
 
     @property
     def _children(self) -> list[Child]:
-        return [self._broker, *self._engines, *self._zygotes, *self._workers.children]
+        return [self._broker, *self._engines, *self._zygotes.children, *self._workers.children]
 
     async def run(self, source: ModelSource, read_model: Callable[[], ModelFolder]) -> int:
         """From the first process to the last; returns the exit code. Raises what `read_model` does."""
@@ -191,23 +189,18 @@ class Supervisor:
 
     # ── starting ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _start_zygote(self, _generation: int) -> int:
-        link = ZygoteLink(on_loaded=self._zygotes[-1].mark_loaded)
+    def _start_zygote(self, settings: Settings, command_fd: int) -> int:
         fds = {
             fd for slot in range(self._resources.num_slots) for fd in fds_of(self._resources.worker_handles(slot, 0))
         }
         plan = ZygotePlan(
             supervisor_pid=self._pid,
-            settings=self._settings,
+            settings=settings,
             model=self._model,
-            command_fd=link.child_end.fileno(),
+            command_fd=command_fd,
             worker_fds=tuple(fds),
         )
-        pid = self._started(roles.start_zygote(plan))
-        link.child_end.close()
-        self._link = link
-        self._has_link.set()
-        return pid
+        return self._started(roles.start_zygote(plan))
 
     async def _start_broker(self, generation: int) -> int:
         handles = self._resources.broker_handles(generation, self._model.name)
@@ -224,22 +217,7 @@ class Supervisor:
 
     def _worker_starter(self, slot: int) -> Callable[[int], Awaitable[int]]:
         async def start(generation: int) -> int:
-            handles = self._resources.worker_handles(slot, generation)
-            while True:
-                await self._has_link.wait()
-                link = self._link
-                assert link is not None
-                try:
-                    return await link.fork(handles)
-                except ZygoteLost:
-                    if self._link is link:
-                        self._has_link.clear()  # until its successor is started
-                except ZygoteSilent as error:
-                    if self._link is link:
-                        await self._zygotes[-1].abort(str(error))
-                except ForkFailed as error:
-                    logger.error("no worker was forked", extra={"slot": slot, "reason": str(error)})
-                    await asyncio.sleep(REFORK_S)
+            return await self._zygotes.fork(self._resources.worker_handles(slot, generation))
 
         return start
 
@@ -277,7 +255,8 @@ class Supervisor:
             self._metrics.publish()
 
     def _reap_strangers(self) -> None:
-        if not any(child.is_spawning for child in self._children):  # a pid that is not known yet is no stranger's
+        has_unknown = self._is_reading or any(child.is_spawning for child in self._children)
+        if not has_unknown:  # a pid that is not known here, or not yet, is no stranger's
             reap_strangers({child.pid for child in self._children if child.pid is not None})
 
     # ── reloading ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -294,32 +273,31 @@ class Supervisor:
         """Whatever goes wrong, the fleet serves on with what it has."""
         started_s = time.monotonic()
         try:
-            configuration = self._read_configuration()
-            settings = reloaded(self._settings, configuration.settings)
-            await self._replace_zygote(settings)
-            ops = settings.ops
-            await self._workers.replace_all(start_timeout_s=REPLACE_TIMEOUT_S, drain_timeout_s=ops.drain_timeout_s)
-            self._resources.record(configuration)
+            await self._take_up(await self._read())
         except (ConfigError, CannotReplace) as error:
             logger.error("reload failed", extra={"reason": str(error)})
-            return
-        logger.info("reloaded", extra={"duration_s": round(time.monotonic() - started_s, 3)})
+        except Exception:
+            logger.exception("reload failed")
+        else:
+            logger.info("reloaded", extra={"duration_s": round(time.monotonic() - started_s, 3)})
 
-    async def _replace_zygote(self, settings: Settings) -> None:
-        """A new one loads beside the old one, with these settings, and forks from then on. Raises CannotReplace."""
-        old_settings, old_link, [old] = self._settings, self._link, self._zygotes
+    async def _read(self) -> Configuration:
+        """In a thread: it may ask the GPU's driver, for up to a minute. Raises ConfigError."""
+        self._is_reading = True
+        try:
+            return await asyncio.to_thread(self._read_configuration)
+        finally:
+            self._is_reading = False
+
+    async def _take_up(self, configuration: Configuration) -> None:
+        """A new zygote loads beside the old one, then each worker gives way to one of it. Raises ConfigError, CannotReplace."""
+        settings = reloaded(self._settings, configuration.settings)
+        ops = settings.ops
+        await self._zygotes.replace(settings, REPLACE_TIMEOUT_S)
         self._settings = settings
-        successor = Child("zygote", None, self._start_zygote, settings.ops.restart_backoff_max_s)
-        self._zygotes.append(successor)
-        self._keep(successor)
-        await self._wait_while(lambda: not successor.has_started and not successor.has_given_up, REPLACE_TIMEOUT_S)
-        loser = old if successor.has_started else successor
-        if loser is successor:
-            self._settings, self._link = old_settings, old_link
-        self._zygotes.remove(loser)
-        loser.stop()
-        if loser is successor:
-            raise CannotReplace("the new zygote has not loaded")
+        logs.configure("supervisor", level=ops.log_level, log_format=ops.log_format)
+        await self._workers.replace_all(start_timeout_s=REPLACE_TIMEOUT_S, drain_timeout_s=ops.drain_timeout_s)
+        self._resources.record(configuration)
 
     # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -336,17 +314,17 @@ class Supervisor:
         ops = self._settings.ops
         await self._wait_while(lambda: self._num_signals == 1, ops.pre_stop_s)
         self._resources.stop_listening()
-        for child in (*self._zygotes, *self._workers.children):  # the zygote holds the serving sockets too
+        for child in (*self._zygotes.children, *self._workers.children):  # the zygote holds the serving sockets too
             child.stop()
         await self._wait_while(
             lambda: any(child.pid is not None for child in self._workers.children), ops.drain_timeout_s + 1
         )
 
     async def _finish_running(self) -> None:
-        """Without a broker nothing new can begin, but what the engines have needs none."""
+        """Nothing new can begin; what the engines have can end, and needs no broker."""
         self._resources.page.is_draining = True
         self._resources.stop_listening()
-        for child in (*self._zygotes, *self._workers.children):
+        for child in (*self._zygotes.children, *self._workers.children):
             child.stop()
         await self._wait_while(
             lambda: any(cell.is_alive and cell.has_work for cell in self._resources.page.engines),
@@ -360,7 +338,7 @@ class Supervisor:
 
     async def _stop_all(self) -> None:
         """Everything that still runs: politely, then not."""
-        for child in (*self._workers.children, *self._engines, self._broker, *self._zygotes):
+        for child in (*self._workers.children, *self._engines, self._broker, *self._zygotes.children):
             child.stop()
         grace_s = STOP_GRACE_S if self._settings.engine.vllm_python is None else VLLM_STOP_GRACE_S
         await self._wait_while(lambda: any(child.pid is not None for child in self._children), grace_s)

@@ -48,6 +48,10 @@ class WorkerSet:
         """Also the one that is on its way out."""
         return self._children if self._leaving is None else [*self._children, self._leaving]
 
+    def needs(self, child: Child) -> bool:
+        """Not a successor that does not serve yet, nor who gave way to one."""
+        return child in self._children
+
     async def replace_all(self, *, start_timeout_s: float, drain_timeout_s: float) -> None:
         """One after the other. Raises CannotReplace."""
         for index in range(len(self._children)):
@@ -58,9 +62,14 @@ class WorkerSet:
         cell = self._cells[self._free_slot]
         self._leaving = successor  # known to who watches and stops, whatever becomes of it
         self._keep(successor)
-        if not await _holds(lambda: cell.is_alive and cell.state == State.READY, start_timeout_s):
+
+        def serves() -> bool:
+            return cell.is_alive and cell.state == State.READY
+
+        await holds(lambda: serves() or successor.has_given_up, start_timeout_s)
+        if not serves():
             await self._end(successor, 0.0)
-            raise CannotReplace(f"{successor.title} was not ready within {start_timeout_s:g} s")
+            raise CannotReplace(f"{successor.title} has not become ready")
         leaver, self._children[index] = self._children[index], successor
         self._slots[index], self._free_slot = self._free_slot, self._slots[index]
         self._leaving = leaver
@@ -68,9 +77,9 @@ class WorkerSet:
 
     async def _end(self, child: Child, timeout_s: float) -> None:
         child.stop()
-        if not await _holds(lambda: child.pid is None, timeout_s + 1.0):
+        if not await holds(lambda: child.pid is None, timeout_s + 1.0):
             child.stop(signal.SIGKILL)
-            await _holds(lambda: child.pid is None, 5.0)
+            await holds(lambda: child.pid is None, 5.0)
         self._leaving = None
 
     def _new_child(self, slot: int) -> Child:
@@ -85,7 +94,7 @@ class WorkerSet:
         )
 
 
-async def _holds(condition: Callable[[], bool], timeout_s: float) -> bool:
+async def holds(condition: Callable[[], bool], timeout_s: float) -> bool:
     """Whether it came true in time."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():

@@ -57,7 +57,11 @@ def run(plan: ZygotePlan) -> None:
 
 
 def _fork(plan: ZygotePlan, handles: WorkerHandles, preloaded: Preloaded, command: socket.socket) -> None:
-    between = os.fork()
+    try:
+        between = os.fork()
+    except OSError:  # no memory, or no pid: it may pass
+        _answer(command, handles, NOT_FORKED)
+        return
     if between == 0:
         code = exit_codes.FAILED
         try:

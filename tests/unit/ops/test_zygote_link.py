@@ -1,4 +1,6 @@
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -7,6 +9,7 @@ import msgspec
 import pytest
 
 from ipc.handles import WorkerHandles
+from ops import zygote
 from ops.zygote_link import ForkFailed, ZygoteLink, ZygoteLost, ZygoteSilent
 from ops.zygote_messages import LOADED, MAX_MESSAGE_BYTES, NOT_FORKED, Forked
 
@@ -141,3 +144,17 @@ def test_a_zygote_that_does_not_answer_keeps_nobody_waiting_for_ever(monkeypatch
         zygote.die()
 
     run(scenario)
+
+
+def test_a_zygote_that_cannot_fork_says_so_and_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", refuse)
+    of_the_worker: Any = None  # Any: plan and what is loaded are not looked at before
+    supervisors, command = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    with supervisors, command:
+        zygote._fork(of_the_worker, handles(2), of_the_worker, command)
+
+        assert msgspec.msgpack.decode(supervisors.recv(MAX_MESSAGE_BYTES), type=Forked).pid == NOT_FORKED
