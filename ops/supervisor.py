@@ -2,7 +2,8 @@
 
     prepare  a GGUF that is not converted yet becomes a folder, in a child; probes are answered meanwhile
     start    engines, broker and zygote at once, workers when the zygote has loaded; then the ready line
-    run      a dead process is replaced with the next generation; a silent one is aborted first
+    run      a dead process is replaced with the next generation; a silent one is aborted first. One that cannot start ends
+             the fleet, after what runs has finished; an engine does so only if it is the last
     reload   on SIGHUP: settings are read again, a new zygote loads, every worker is replaced by one of it (ops.worker_set)
     drain    readiness false at once; for `pre_stop_s` new requests are still taken; then workers finish what runs, until
              `drain_timeout_s`; then engines, broker and zygote end. A second signal ends everything now.
@@ -120,7 +121,7 @@ class Supervisor:
         return code
 
     async def _has_prepared(self) -> bool:
-        """Convert the model in a process of its own. False when it failed, which it has explained, or was told to stop."""
+        """Convert the model in a process of its own. False when it failed, which is explained, or was told to stop."""
         pid = self._started(roles.start("prepare", PreparePlan(supervisor_pid=self._pid, settings=self._settings)))
         ending = asyncio.create_task(wait_for_exit(pid))
         stopping = asyncio.create_task(self._should_stop.wait())
@@ -129,13 +130,18 @@ class Supervisor:
             os.kill(pid, signal.SIGTERM)
         stopping.cancel()
         exit = await ending
-        return exit.code == exit_codes.OK and not self._should_stop.is_set()
+        if self._should_stop.is_set():
+            return False
+        if exit.code not in (exit_codes.OK, exit_codes.CANNOT_BOOT):
+            logger.error("conversion failed", extra=exit.fields)
+        return exit.code == exit_codes.OK
 
     async def _run_fleet(self) -> int:
         self._stages.done("configuration")
         for child in self._children:
             self._keep(child)
         watch = asyncio.create_task(self._watch())
+        watch.add_done_callback(self._on_watch_ended)
         try:
             return await self._serve()
         finally:
@@ -153,12 +159,30 @@ class Supervisor:
         if keeper.cancelled():
             return
         if (error := keeper.exception()) is not None:
-            logger.error("a keeper crashed", exc_info=error, extra={"child": child.title})
-        if error is not None or (child.has_given_up and child in self._children):
+            logger.error("fleet stops: a keeper crashed", exc_info=error, extra={"child": child.title})
+            self._has_failed.set()
+        elif child.has_given_up:
+            self._on_given_up(child)
+
+    def _on_given_up(self, child: Child) -> None:
+        """Other engines stand in for one; a successor that does not come up is a failed reload and no more."""
+        if child in self._engines:
+            is_the_end = all(engine.has_given_up for engine in self._engines)
+        else:
+            is_the_end = child is self._broker or self._zygotes.needs(child) or self._workers.needs(child)
+        if is_the_end:
+            logger.error("fleet stops: a process cannot start", extra={"child": child.title})
+            self._has_failed.set()
+        else:
+            logger.error("a process cannot start: the fleet serves on", extra={"child": child.title})
+
+    def _on_watch_ended(self, watch: "asyncio.Task[None]") -> None:
+        if not watch.cancelled():
+            logger.error("fleet stops: its watch crashed", exc_info=watch.exception())
             self._has_failed.set()
 
     async def _serve(self) -> int:
-        """Until told to stop, or until a process has given up."""
+        """Until told to stop, or until something has failed that nothing stands in for."""
         stopping = asyncio.create_task(self._should_stop.wait())
         failing = asyncio.create_task(self._has_failed.wait())
         ready = asyncio.create_task(self._await_ready())
@@ -169,10 +193,7 @@ class Supervisor:
         if self._should_stop.is_set():
             await self._drain()
             return exit_codes.OK if self._num_signals == 1 else exit_codes.INTERRUPTED
-        failed = next((child for child in self._children if child.has_given_up), self._broker)
-        logger.error("fleet stops: a process cannot start", extra={"child": failed.title})
-        if failed is self._broker:
-            await self._finish_running()
+        await self._finish_running()
         return exit_codes.FAILED
 
     async def _await_ready(self) -> None:

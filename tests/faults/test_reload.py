@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,3 +119,26 @@ def test_a_zygote_that_dies_while_it_loads_leaves_the_fleet_as_it_was(model_fold
 
         fleet.wait_until(lambda: "reloaded" in fleet.log, 30)  # the next one loads
         assert fleet.is_ready() and fleet.pids("zygote") not in ([old], [new])
+
+
+def test_a_zygote_that_cannot_load_leaves_the_fleet_as_it_was_and_workers_are_still_replaced(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    with Fleet(tmp_path / "log", str(model), *SIM, "--workers", "1") as fleet:
+        tokenizer, [zygote], [worker] = model / "tokenizer.json", fleet.pids("zygote"), fleet.pids("worker")
+        whole = tokenizer.read_bytes()
+        tokenizer.write_bytes(b"{}")
+
+        os.kill(fleet.process.pid, signal.SIGHUP)
+        fleet.wait_until(lambda: len(fleet.pids("zygote")) == 2, 10)
+        os.kill(worker, signal.SIGKILL)
+        fleet.wait_until(lambda: has_failed(fleet, "the new zygote has not loaded"), 30)
+
+        fleet.wait_until(lambda: fleet.is_ready() and fleet.pids("worker") not in ([], [worker]), 10)
+        assert fleet.pids("zygote") == [zygote]
+        tokenizer.write_bytes(whole)
+        os.kill(fleet.process.pid, signal.SIGHUP)
+        fleet.wait_until(lambda: "reloaded" in fleet.log, 30)
+        assert fleet.is_ready()

@@ -175,6 +175,58 @@ def test_probes_and_signals_are_answered_while_the_model_is_converted(tmp_path: 
         assert not list(cache.glob(".*")), "half a folder was left"
 
 
+def test_a_conversion_that_is_killed_says_by_what(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path / "log", "--cache-dir", str(tmp_path / "cache"), *SIM)
+    with fleet.started():
+        fleet.wait_until(lambda: "converting model" in fleet.log, 20)
+
+        os.kill(fleet.pids("prepare")[0], signal.SIGKILL)
+
+        assert fleet.process.wait(10) == 1
+        assert 'conversion failed signal=SIGKILL hint="out of memory?"' in fleet.log
+
+
+def test_an_engine_that_gives_up_is_stood_in_for_until_the_last_one_gives_up(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    flags = (*SIM, "--engines", "2", "--restart-backoff-max-s", "0.1")
+    with Fleet(tmp_path / "log", str(model_folder), *flags) as fleet:
+        fleet.wait_until(lambda: engine_states(fleet) == ["ready", "ready"], 10)
+        killed: set[int] = set()
+
+        def kill_starting(role: str) -> None:
+            for pid in set(fleet.pids(role)) - killed:
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+
+        def has_given_up() -> bool:
+            kill_starting("engine 1")
+            return "a process cannot start: the fleet serves on" in fleet.log
+
+        def has_ended() -> bool:
+            kill_starting("engine 0")
+            return fleet.process.poll() is not None
+
+        fleet.wait_until(has_given_up, 30)
+        after = Stream(fleet, num_tokens=50)
+        after.join()
+
+        assert after.body.endswith(b"data: [DONE]\n\n") and fleet.is_ready()
+        assert engine_states(fleet) == ["ready", "dead"]
+        with urllib.request.urlopen(fleet.ops_url + "/metrics", timeout=5) as response:
+            metrics = response.read().decode()
+        assert 'tokenfleet:processes{role="engine"} 2.0' in metrics
+        assert 'tokenfleet:processes_ready{role="engine"} 1.0' in metrics
+
+        fleet.wait_until(has_ended, 30)
+        assert fleet.process.returncode == 1 and 'a process cannot start child="engine 0"' in fleet.log
+
+
+def engine_states(fleet: Fleet) -> list[str]:
+    with urllib.request.urlopen(fleet.ops_url + "/fleet", timeout=5) as response:
+        return [process["state"] for process in json.load(response)["processes"] if process["role"] == "engine"]
+
+
 def test_an_engine_that_dies_at_every_start_stops_the_fleet(model_folder: Path, tmp_path: Path) -> None:
     fleet = Fleet(tmp_path / "log", str(model_folder), *SIM, "--restart-backoff-max-s", "0.1")
     with fleet.started():
