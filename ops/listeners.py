@@ -6,6 +6,7 @@ from pathlib import Path
 from config.settings import ServerSettings
 
 UNSENT_BYTES = 16 * 1024  # the kernel takes no more of a connection that has so much still to send; window excepted
+DEAD_SCRAPER_S = 60.0  # an answer of the ops port that nobody takes is kept for so long
 BACKLOG = 4096  # the kernel takes the smaller of this and net.core.somaxconn
 
 
@@ -28,7 +29,9 @@ def serving_sockets(settings: ServerSettings) -> list[socket.socket]:
 def ops_socket(host: str, port: int) -> socket.socket:
     """Raises CannotListen."""
     family, address = _addresses(host, port, "--ops-host")[0]
-    return _tcp_socket(family, address, port, flag="--ops-port")
+    listener = _tcp_socket(family, address, port, flag="--ops-port")
+    _give_up_on_the_dead(listener, DEAD_SCRAPER_S)
+    return listener
 
 
 def _addresses(host: str, port: int, flag: str) -> list[tuple[socket.AddressFamily, str]]:

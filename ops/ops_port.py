@@ -79,13 +79,23 @@ class OpsPort:
         }
 
 
+GRACE_S = 1  # at the end, for a client to take its answer: a scraper may have stopped in the middle of one
+
+
 class OpsServer(QuietServer):
     """In the supervisor's loop; signals are the supervisor's."""
 
     def __init__(self, port: OpsPort) -> None:
         super().__init__(
             uvicorn.Config(
-                port, lifespan="off", ws="none", log_config=None, access_log=False, server_header=False, loop="none"
+                port,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                loop="none",
+                timeout_graceful_shutdown=GRACE_S,
             )
         )
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from config.settings import ServerSettings
-from ops.listeners import UNSENT_BYTES, CannotListen, ops_socket, serving_sockets
+from ops.listeners import DEAD_SCRAPER_S, UNSENT_BYTES, CannotListen, ops_socket, serving_sockets
 
 
 def test_port_zero_takes_a_free_one_that_accepts() -> None:
@@ -22,6 +22,15 @@ def test_an_accepted_connection_keeps_little_unsent() -> None:
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT_BYTES
+
+
+def test_a_scraper_that_is_gone_or_takes_nothing_is_given_up() -> None:
+    with ops_socket("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=5):
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == DEAD_SCRAPER_S * 1000
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
 def test_a_busy_port_is_named_with_the_flag_that_changes_it() -> None:

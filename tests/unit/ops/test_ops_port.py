@@ -1,4 +1,5 @@
 import asyncio
+import socket
 import time
 
 import httpx
@@ -8,7 +9,8 @@ from ipc.exposition import CONTENT_TYPE, Exposition
 from ipc.fleet_page import Cell, FleetPage, State
 from ipc.metrics_page import create_metrics_segment
 from ops.fleet_view import FleetView
-from ops.ops_port import OpsPort
+from ops.listeners import ops_socket
+from ops.ops_port import GRACE_S, OpsPort, OpsServer
 
 
 @pytest.fixture
@@ -111,3 +113,27 @@ def test_metrics_are_the_old_text_format_whatever_is_asked_for(page: FleetPage) 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/models", 404), ("POST", "/readyz", 405)])
 def test_nothing_else_is_served(page: FleetPage, method: str, path: str, status: int) -> None:
     assert ask(page, path, method=method).status_code == status
+
+
+def test_an_answer_that_nobody_takes_does_not_keep_the_server(page: FleetPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scraper that is frozen in the middle of one."""
+    exposition = Exposition([])
+    monkeypatch.setattr(exposition, "text", lambda: bytes(32 * 1024 * 1024))  # more than any socket's buffers hold
+    port = OpsPort(page, exposition, fleet_view(page), heartbeat_timeout_s=1.0, engine_step_timeout_s=100.0)
+    listener = ops_socket("127.0.0.1", 0)
+
+    async def stop_meanwhile() -> float:
+        server = OpsServer(port)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(b"GET /metrics HTTP/1.1\r\nhost: ops\r\n\r\n")
+            while not server.server_state.total_requests:
+                await asyncio.sleep(0.01)
+            stopped_s = time.monotonic()
+            server.stop()
+            await serving
+            return time.monotonic() - stopped_s
+
+    assert asyncio.run(asyncio.wait_for(stop_meanwhile(), 20)) < GRACE_S + 5
