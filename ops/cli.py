@@ -21,7 +21,7 @@ from engine_core.model_source import ModelSource, find_model
 from ops import exit_codes, logs
 from ops.gpu_defaults import with_gpu_defaults
 from ops.listeners import CannotListen
-from ops.run_folder import WhichFleet, the_fleet
+from ops.run_folder import CannotUseFolder, WhichFleet, the_fleet
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
         return _COMMANDS[arguments.command](arguments)
     except ConfigError as error:
         return _fail(*error.lines, code=exit_codes.MISUSED)
-    except (ModelFolderError, CannotListen, WhichFleet) as error:
+    except (ModelFolderError, CannotListen, CannotUseFolder, WhichFleet) as error:
         return _fail(str(error), code=exit_codes.FAILED)
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED

@@ -28,7 +28,7 @@ from ops.run_folder import Manifest, RingEntry, RunFolder
 
 class Resources:
     def __init__(self, settings: Settings, num_workers: int) -> None:
-        """Raises CannotListen."""
+        """Raises CannotListen, CannotUseFolder."""
         raise_open_files_limit()
         self._settings = settings
         self.num_workers = num_workers
@@ -126,7 +126,7 @@ class Resources:
             listener.close()
 
     def record(self, configuration: Configuration) -> None:
-        """For observers: the settings that the fleet runs with from now on, without their secrets."""
+        """For observers: the settings that the fleet runs with from now on, without secrets. Raises CannotUseFolder."""
         manifest = structs.replace(
             self._manifest(),
             settings=tuple(shown_settings(configuration)),

@@ -1,7 +1,10 @@
 """The fleet's folder for Unix sockets: made by the supervisor, readable by its user alone, removed at the end.
 
-A supervisor that was killed leaves its folder behind; the next one sweeps it away. Whose supervisor lives is told by a
-lock that the kernel drops with the process, not by a pid that somebody else may have by now.
+It lies where every process of the host's user finds it, and nobody removes it while the fleet runs: not in
+$XDG_RUNTIME_DIR, which ends with the user's last login. A supervisor that was killed leaves its folder behind; the next
+one sweeps it away. Whose supervisor lives is told by a lock on the folder that the kernel drops with the process, not by
+a pid that somebody else may have by now. The lock also keeps systemd-tmpfiles out, which clears old files away
+(tmpfiles.d(5), "Age").
 """
 
 import fcntl
@@ -16,8 +19,7 @@ from msgspec import Struct
 
 from config.shown import ShownSetting
 
-_PREFIX = "tokenfleet-"
-_LOCK = "lock"
+_PREFIX = "tokenfleet-run-"
 _MANIFEST = "fleet.json"
 
 
@@ -38,26 +40,38 @@ class Manifest(Struct, frozen=True):
     secret_digests: tuple[str, ...] = ()  # SHA-256 in hex of the secrets among them
 
 
+class CannotUseFolder(Exception):
+    """One line for the operator."""
+
+
 class RunFolder:
     def __init__(self) -> None:
-        """Sweep what dead supervisors left, then make a folder of one's own."""
-        for path, is_alive in _folders():
-            if not is_alive:
-                shutil.rmtree(path, ignore_errors=True)
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_parent()))
-        new = self.path / f".{_LOCK}"  # under this name nobody looks at it before it is held
-        self._lock_fd = os.open(new, os.O_CREAT | os.O_RDWR, 0o600)
+        """Sweep what dead supervisors left, then make a folder of one's own. Raises CannotUseFolder."""
+        try:
+            for path, is_alive in _folders():
+                if not is_alive:
+                    shutil.rmtree(path, ignore_errors=True)
+            self._make()
+        except OSError as error:
+            raise CannotUseFolder(f"cannot make a folder for the fleet's sockets: {error}") from None
+
+    def _make(self) -> None:
+        new = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))  # under this name nobody looks at it before it is locked
+        self._lock_fd = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        new.rename(self.path / _LOCK)
+        self.path = new.rename(new.with_name(new.name.removeprefix(".")))
 
     def endpoint(self, name: str) -> str:
         return f"ipc://{self.path / name}"
 
     def store(self, manifest: Manifest) -> None:
-        """Whoever reads meanwhile finds the old one or the new one, whole."""
+        """Whoever reads meanwhile finds the old one or the new one, whole. Raises CannotUseFolder."""
         new = self.path / f".{_MANIFEST}"
-        new.write_bytes(msgspec.json.encode(manifest))
-        new.rename(self.path / _MANIFEST)
+        try:
+            new.write_bytes(msgspec.json.encode(manifest))
+            new.rename(self.path / _MANIFEST)
+        except OSError as error:
+            raise CannotUseFolder(f"cannot write to the fleet's folder: {error}") from None
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -98,21 +112,17 @@ def _only(fleets: list[Manifest], flag: str, names: list[str]) -> Manifest:
 
 def _folders() -> Iterator[tuple[Path, bool]]:
     """Every run folder of this user, and whether its supervisor lives."""
-    for path in _parent().glob(_PREFIX + "*"):
+    for path in Path(tempfile.gettempdir()).glob(_PREFIX + "*"):
         try:
-            if path.stat().st_uid != os.getuid():
-                continue
-            fd = os.open(path / _LOCK, os.O_RDWR)
-        except OSError:  # not ours, half made or half removed
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # no folder, not ours, or just removed
             continue
         try:
+            if os.fstat(fd).st_uid != os.getuid():
+                continue
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield path, False
         except BlockingIOError:
             yield path, True
         finally:
             os.close(fd)
-
-
-def _parent() -> Path:
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())

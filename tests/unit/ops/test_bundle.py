@@ -10,7 +10,7 @@ from ops import bundle, exit_codes
 
 @pytest.fixture(autouse=True)
 def no_fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
 def test_without_a_fleet_its_log_and_this_host_are_still_told(tmp_path: Path) -> None:
