@@ -1,6 +1,7 @@
-"""Which settings a running fleet can take up: those that only its workers and its supervisor read.
+"""Which settings a running fleet can take up: those of its workers, and those the supervisor looks up when it needs them.
 
-Everything else is built into processes and memory that a reload leaves alone: engines, broker, rings, sockets.
+Everything else is built into processes and memory that a reload leaves alone: engines, broker, rings, sockets, and what
+watches over them. The log of engines and broker changes with their next process.
 """
 
 from msgspec import structs
@@ -10,7 +11,9 @@ from config.load import ConfigError
 from config.settings import Settings
 
 FIXED_OF_SERVER = frozenset({"host", "port", "uds", "workers", "response_store_bytes", "response_store_entries"})
-FIXED_OF_OPS = frozenset({"ops_host", "ops_port", "ring_bytes"})
+FIXED_OF_OPS = frozenset(
+    {"ops_host", "ops_port", "ring_bytes", "heartbeat_timeout_s", "engine_step_timeout_s", "restart_backoff_max_s"}
+)
 
 
 def reloaded(old: Settings, new: Settings) -> Settings:

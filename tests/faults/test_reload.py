@@ -74,15 +74,15 @@ def test_all_workers_are_replaced_and_no_stream_and_no_request_is_lost(model_fol
 
 def test_a_lone_worker_hands_over_too_and_the_new_one_has_the_new_settings(model_folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "fleet.toml"
-    config.write_text("[server]\nmax_n = 2\n")
+    config.write_text("[server]\nmax_n = 2\n[ops]\nlog_level = 'warning'\n")
     with Fleet(tmp_path / "log", str(model_folder), *SIM, "--workers", "1", "--config", str(config)) as fleet:
         two = {**body_of(0, 3), "n": 2}
         assert asyncio.run(complete(fleet.port, two, Seen())).status == 200
 
-        config.write_text("[server]\nmax_n = 1\n")
+        config.write_text("[server]\nmax_n = 1\n[ops]\nlog_level = 'info'\n")
         command = [sys.executable, "-m", "ops", "reload", "--pid", str(fleet.process.pid)]
         subprocess.run(command, check=True, env=environment(), capture_output=True)
-        fleet.wait_until(lambda: "reloaded" in fleet.log, 30)
+        fleet.wait_until(lambda: "reloaded" in fleet.log, 30)  # which is a line of level info
 
         assert asyncio.run(complete(fleet.port, two, Seen())).status == 400
         shown = {setting.name: setting.value for setting in the_fleet(fleet.process.pid).settings}
