@@ -78,8 +78,8 @@ async def serve(settings: Settings, model: ModelFolder, handles: WorkerHandles, 
             ssl_certfile=settings.server.ssl_certfile,
             ssl_ca_certs=settings.server.ssl_ca_certs,
             ssl_cert_reqs=settings.server.ssl_cert_reqs,
-            timeout_keep_alive=int(settings.server.timeout_keep_alive_s),
-            timeout_graceful_shutdown=int(settings.ops.drain_timeout_s),
+            timeout_keep_alive=settings.server.timeout_keep_alive_s,  # type: ignore[arg-type]  # call_later's: a float will do
+            timeout_graceful_shutdown=settings.ops.drain_timeout_s,  # type: ignore[arg-type]  # wait_for's, likewise
         ),
         workers[handles.slot],
         [cell for slot, cell in enumerate(workers) if slot != handles.slot],

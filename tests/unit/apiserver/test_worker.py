@@ -14,7 +14,7 @@ import uvloop
 from apiserver import worker
 from apiserver.preload import preload
 from config.model_folder import ModelFolder, read_model_folder
-from config.settings import ModelSettings, OpsSettings, Settings
+from config.settings import ModelSettings, OpsSettings, ServerSettings, Settings
 from ipc.doorbell import Doorbell
 from ipc.exposition import Exposition
 from ipc.fleet_page import Cell, FleetPage, State
@@ -62,9 +62,16 @@ class Fleet:
         if rings:
             self._bell.ring()
 
-    def serve(self, client: Callable[[], Coroutine[None, None, None]], *, drain_timeout_s: float = 5) -> None:
+    def serve(
+        self,
+        client: Callable[[], Coroutine[None, None, None]],
+        *,
+        drain_timeout_s: float = 5,
+        timeout_keep_alive_s: float = 75,
+    ) -> None:
         """Run the worker on this process's main loop, and the client beside it, until both have ended."""
-        settings = Settings(ops=OpsSettings(drain_timeout_s=drain_timeout_s))
+        server = ServerSettings(timeout_keep_alive_s=timeout_keep_alive_s)
+        settings = Settings(server=server, ops=OpsSettings(drain_timeout_s=drain_timeout_s))
         preloaded = preload(self.model)
 
         async def both() -> None:
@@ -175,6 +182,24 @@ def test_what_outlives_the_drain_is_told_why_it_ends(fleet: Fleet) -> None:
     assert b"the server is shutting down" in answers[0]
     assert b"[DONE]" not in answers[0]
     assert answers[1].startswith(b"HTTP/1.1 503 ")
+
+
+def test_less_than_a_second_for_a_request_is_still_some_time(fleet: Fleet) -> None:
+    answers: list[bytes] = []
+
+    async def client() -> None:
+        await fleet.is_ready()
+        reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port)
+        writer.write(b"GET /version HTTP/1.1\r\n")
+        await asyncio.sleep(0.05)  # what is tested is the passing of time
+        writer.write(b"host: x\r\n\r\n")
+        answers.append(await reader.read())  # until the connection has been idle for as long
+        writer.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    fleet.serve(client, timeout_keep_alive_s=0.9)
+
+    assert answers[0].startswith(b"HTTP/1.1 200 ")
 
 
 def completion_request(*, is_stream: bool) -> bytes:
