@@ -190,6 +190,34 @@ ALERTS = (
         labels={"role": "engine"},
     ),
     Alert(
+        name="TokenfleetProcessMissing",
+        expr=f"sum by ({FLEET}, role) (tokenfleet:processes) - sum by ({FLEET}, role) (tokenfleet:processes_ready) > 0 "
+        f"and on ({FLEET}) max by ({FLEET}) (tokenfleet:has_been_ready) > 0 "
+        f"unless on ({FLEET}) max by ({FLEET}) (tokenfleet:draining_seconds) > 0",
+        for_="15m",
+        severity="ticket",
+        summary="Processes of a role stay away",
+        description="The others of the role serve for them. An engine that has given up is not started again.",
+        runbook="role-not-ready",
+        fires=(
+            Series("tokenfleet:processes", "2x60", {"role": "engine"}),
+            Series("tokenfleet:processes_ready", "2x5 1x60", {"role": "engine"}),
+            Series("tokenfleet:has_been_ready", "1x60"),
+            Series("tokenfleet:draining_seconds", "0x60"),
+        ),
+        quiet=(
+            Series("tokenfleet:processes", "2x60", {"role": "engine"}),
+            Series("tokenfleet:processes_ready", "2x20 1x60", {"role": "engine"}),  # since ten minutes
+            Series("tokenfleet:has_been_ready", "1x60"),
+            Series("tokenfleet:draining_seconds", "0x60"),
+            Series("tokenfleet:processes", "2x60", {"role": "worker", **DRAINING}),
+            Series("tokenfleet:processes_ready", "2x5 1x60", {"role": "worker", **DRAINING}),
+            Series("tokenfleet:has_been_ready", "1x60", DRAINING),
+            Series("tokenfleet:draining_seconds", "0x5 60+60x60", DRAINING),
+        ),
+        labels={"role": "engine"},
+    ),
+    Alert(
         name="TokenfleetRingFull",
         expr=f"max by ({FLEET}, worker) (tokenfleet:ring_occupancy) > 0.8",
         for_="1m",
