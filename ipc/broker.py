@@ -98,9 +98,7 @@ class Broker:
         self._unclaimed: dict[int, float] = {}  # announced stream -> when it counts as lost
         self._fan_out = FanOut()
         self._given_up: set[int] = set()  # reported as lost: aborted if an engine claims them after all
-        self._early_aborts: dict[
-            int, bytes
-        ] = {}  # parcels for streams that an engine may claim which said no hello yet
+        self._early_aborts: dict[int, bytes] = {}  # parcels, for engines that are yet to say hello
         self._metrics = BrokerMetrics(Segment.attach(handles.metrics_fd).view, handles.model_name)
         self._next_look_s = 0.0
         self._has_news = True  # since the last look

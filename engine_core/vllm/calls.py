@@ -47,9 +47,7 @@ class Controls:
         """`on_sleep` hears how deep it sleeps, or None when it is awake."""
         self._index, self._calls, self._answer, self._on_sleep = index, calls, answer, on_sleep
         self.is_asleep = False  # or is about to be: what vLLM aborts then it was told to, and silence is no fault
-        self._last_word = (
-            0  # ticket of the last one that put it to sleep or woke it: only its answer tells how it is now
-        )
+        self._last_word = 0  # ticket of the last control that put it to sleep or woke it: its answer tells how it is
 
     def obey(self, control: Control) -> None:
         sleep, reset = control.sleep, control.reset

@@ -73,9 +73,8 @@ class Stream:
             self.be_scheduled()
             self.is_plain = not self.has_logprobs
         if output.prefill_stats is not None:
-            self._num_cached = min(
-                output.prefill_stats.num_cached_tokens, self._num_prompt
-            )  # it may hold output, resumed
+            num_cached = output.prefill_stats.num_cached_tokens
+            self._num_cached = min(num_cached, self._num_prompt)  # of one that is resumed some may be output
         for event in output.events or ():
             if event.type == EventType.QUEUED:
                 self._queued_s = event.timestamp
