@@ -15,10 +15,7 @@ from config.speculative import speculative_config
 
 _MAX_UDS_BYTES = 107  # sun_path, less its terminating zero
 _NO_PASSWORD = ""  # else OpenSSL asks for it on the terminal
-_OF_CORES_KERNELS = (
-    "attention_backend",
-    "disable_cascade_attn",
-)  # vLLM's backends have other names, and 0.33 no cascade
+_OF_CORES_KERNELS = ("attention_backend", "disable_cascade_attn")  # vLLM's have other names, and 0.33 no cascade
 _OF_A_VLLM_STARTED_HERE = ("max_num_batched_tokens", "kv_cache_memory_bytes", "num_gpu_blocks_override", "load_format")
 _MIN_RING_BYTES_PER_SEQ = 64  # a step's token and finish of every sequence fit one ring several times over
 
