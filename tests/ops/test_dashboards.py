@@ -18,7 +18,7 @@ from tests.ops import vllm_dashboards
 pytestmark = pytest.mark.ops
 
 FLAGS = ("--engine", "sim", "--engines", "2", "--workers", "2", "--sim-step-ms", "5", "--max-num-seqs", "8")
-OF_POD = {"namespace": "ns", "pod": "chat-tokenfleet-7d9f4-x2"}  # what a PodMonitor adds
+OF_POD = {"namespace": "ns", "pod": "chat-tokenfleet-6d4cf56db6-x7k2p"}  # what a PodMonitor adds
 DEADLINE_S = 60.0
 
 
