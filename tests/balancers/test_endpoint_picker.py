@@ -12,7 +12,7 @@ import pytest
 
 from loadtests.peers.server import free_port
 from tests.balancers.balancers import Balancer, binary_or_none
-from tests.balancers.streams import model_name, num_finished, streams
+from tests.balancers.streams import NUM_TOKENS, model_name, num_finished, streams
 from tests.integration.fleet import Fleet
 
 pytest.importorskip("grpc_tools", reason="make picker-test")
@@ -37,8 +37,9 @@ def pool(fleets: tuple[Fleet, Fleet], tmp_path: Path) -> Iterator[tuple[Endpoint
 
 def test_streams_go_to_the_fleet_with_less_to_do(pool: tuple[EndpointPicker, str], fleets: tuple[Fleet, Fleet]) -> None:
     async def load_one_and_ask_the_pool(model: str) -> tuple[Counter[str], Counter[str]]:
-        direct = asyncio.create_task(streams(fleets[0].base_url, model, num=NUM_STREAMS, every_s=0.02))
-        await asyncio.sleep(0.3)  # the first of them are in the gauges
+        long_ones = streams(fleets[0].base_url, model, num=NUM_STREAMS, every_s=0.02, num_tokens=4 * NUM_TOKENS)
+        direct = asyncio.create_task(long_ones)
+        await asyncio.sleep(1.0)  # they are in the gauges, and stay there while the pool is asked
         return await streams(pool[1], model, num=NUM_STREAMS // 2, every_s=0.02), await direct
 
     through_pool, direct = asyncio.run(load_one_and_ask_the_pool(model_name(pool[1])))
