@@ -5,9 +5,7 @@ from ipc.messages import NO_LIMIT, NO_LOGPROBS, Generate, SamplingParams
 from ipc.record import SCORED_WORDS
 
 GREEDY_BELOW = 1e-5
-MAX_ALLOWED_TOKEN_IDS = (
-    1024  # as vllm/v1/worker/gpu/sample has them, here and below: past one of them vLLM ends, with all
-)
+MAX_ALLOWED_TOKEN_IDS = 1024  # these four as in vllm/v1/worker/gpu/sample, which ends the engine core past them
 MAX_STOP_IDS = 128
 MAX_BAD_WORDS = 128
 MAX_BAD_WORDS_IDS = 1024

@@ -13,6 +13,11 @@ from ops.monitoring.objectives import ITL, TTFT, Objective
 
 SERVICE = "job, namespace"  # what clients see: all fleets of a job
 FLEET = "job, namespace, pod, instance"  # one of them; outside a cluster there is neither namespace nor pod
+THAT_SHOULD_SERVE = (
+    f"and on ({FLEET}) max by ({FLEET}) (tokenfleet:has_been_ready) > 0 "
+    f"unless on ({FLEET}) max by ({FLEET}) (tokenfleet:draining_seconds) > 0"
+)
+"""Of the fleets: not one that loads its model for the first time, nor one that was told to stop."""
 OF_TEST = {"job": "tokenfleet", "namespace": "chat", "pod": "chat-0", "instance": "a:8001"}
 LOADING, DRAINING = {"pod": "chat-1", "instance": "b:8001"}, {"pod": "chat-2", "instance": "c:8001"}
 
@@ -163,9 +168,7 @@ ALERTS = (
     ),
     Alert(
         name="TokenfleetRoleNotReady",
-        expr=f"sum by ({FLEET}, role) (tokenfleet:processes_ready) == 0 "
-        f"and on ({FLEET}) max by ({FLEET}) (tokenfleet:has_been_ready) > 0 "
-        f"unless on ({FLEET}) max by ({FLEET}) (tokenfleet:draining_seconds) > 0",
+        expr=f"sum by ({FLEET}, role) (tokenfleet:processes_ready) == 0 " + THAT_SHOULD_SERVE,
         for_="2m",
         severity="page",
         summary="No process of a role is ready",
@@ -192,8 +195,7 @@ ALERTS = (
     Alert(
         name="TokenfleetProcessMissing",
         expr=f"sum by ({FLEET}, role) (tokenfleet:processes) - sum by ({FLEET}, role) (tokenfleet:processes_ready) > 0 "
-        f"and on ({FLEET}) max by ({FLEET}) (tokenfleet:has_been_ready) > 0 "
-        f"unless on ({FLEET}) max by ({FLEET}) (tokenfleet:draining_seconds) > 0",
+        + THAT_SHOULD_SERVE,
         for_="15m",
         severity="ticket",
         summary="Processes of a role stay away",
